@@ -1,0 +1,164 @@
+"""
+Speed of a forward and of a training step.
+
+* Packed prefill, with depths of mean D/3, against all tokens at D: how much of the speed-up that the FLOPs allow is real.
+* `fixed` at D against transformers' Llama with as many layers as ANIRA has layer calls.
+
+    python benchmarks/prefill.py [--device cuda --dtype bfloat16]
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timing import print_report, time_side_by_side
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from modeling_anira import AniraConfig, AniraForCausalLM
+
+VOCAB = 256
+
+
+def main() -> None:
+    args = parse_args()
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    shape = (args.batch_size, args.length)
+    torch.manual_seed(0)
+    input_ids = torch.randint(VOCAB, shape, device=device)
+
+    anira = AniraForCausalLM(make_config(args)).to(device, dtype).eval()
+    depths = draw_depths(shape, args.max_depth, device)
+    full = torch.full_like(depths, args.max_depth)
+    print_report("packed prefill", measure_prefill(anira, input_ids, depths, full, args.repeats), device)
+
+    llama = LlamaForCausalLM(matching_llama(anira.config)).to(device, dtype).eval()
+    print_report("fixed against Llama, forward", measure_forward(anira, llama, input_ids, args.repeats), device)
+    print_report("fixed against Llama, training step", measure_step(anira, llama, input_ids, args.repeats), device)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-depth", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
+
+
+def make_config(args: argparse.Namespace) -> AniraConfig:
+    """Prelude 1, core 1 layer, coda 1."""
+    return AniraConfig(
+        vocab_size=VOCAB,
+        hidden_size=args.hidden_size,
+        num_attention_heads=4,
+        num_core_layers=1,
+        max_depth=args.max_depth,
+        decider="fixed",
+        max_position_embeddings=args.length,
+    )
+
+
+def matching_llama(config: AniraConfig) -> LlamaConfig:
+    """A Llama of the same widths, with a layer for every layer call of ANIRA."""
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        num_hidden_layers=config.num_attention_calls,
+        max_position_embeddings=config.max_position_embeddings,
+    )
+
+
+def draw_depths(shape: tuple[int, int], max_depth: int, device: torch.device) -> torch.Tensor:
+    """Depths 1..max_depth of mean max_depth / 3, each token on its own: binomial, so that all depths occur."""
+    generator = torch.Generator().manual_seed(0)
+    tries = torch.full(shape, float(max_depth - 1))
+    chance = torch.full(shape, (max_depth / 3 - 1) / (max_depth - 1))
+    return (1 + torch.binomial(tries, chance, generator=generator).long()).to(device)
+
+
+@torch.no_grad()
+def measure_prefill(
+    model: AniraForCausalLM, input_ids: torch.Tensor, depths: torch.Tensor, full: torch.Tensor, repeats: int
+) -> list[dict[str, Any]]:
+    """Packed execution at `depths` and at `full`, and masked at `depths`."""
+
+    def run(execution: str, exit_depths: torch.Tensor) -> None:
+        model.config.execution = execution
+        model(input_ids, exit_depths=exit_depths, use_cache=False)
+
+    seconds = time_side_by_side(
+        {
+            "packed, all at D": partial(run, "packed", full),
+            "packed": partial(run, "packed", depths),
+            "masked": partial(run, "masked", depths),
+        },
+        repeats,
+        input_ids.device,
+    )
+    model.config.execution = "auto"
+    cost, full_cost = model.flops(depths), model.flops(full)
+    base = seconds["packed, all at D"]
+    rows = []
+    for name, used in seconds.items():
+        possible = full_cost.needed / cost.needed if name == "packed" else 1.0
+        rows.append(
+            {
+                "run": name,
+                "mean depth": float((full if name.endswith("D") else depths).float().mean()),
+                "seconds": used,
+                "speed-up": base / used,
+                "possible by FLOPs": possible,
+                "share": base / used / possible,
+                "waste": cost.waste / cost.total if name == "packed" else 0.0,
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def measure_forward(anira: nn.Module, llama: nn.Module, input_ids: torch.Tensor, repeats: int) -> list[dict[str, Any]]:
+    """Tokens per second of both, forward without cache."""
+    runs = {name: partial(model.eval(), input_ids, use_cache=False) for name, model in _pair(anira, llama)}
+    return _against_llama(time_side_by_side(runs, repeats, input_ids.device), input_ids.numel())
+
+
+def measure_step(anira: nn.Module, llama: nn.Module, input_ids: torch.Tensor, repeats: int) -> list[dict[str, Any]]:
+    """Tokens per second of both, forward and backward with labels and an AdamW step."""
+    runs = {name: make_step(model.train(), input_ids) for name, model in _pair(anira, llama)}
+    return _against_llama(time_side_by_side(runs, repeats, input_ids.device), input_ids.numel())
+
+
+def make_step(model: nn.Module, input_ids: torch.Tensor) -> Callable[[], None]:
+    """A training step as a function without arguments."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        model(input_ids, labels=input_ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _pair(anira: nn.Module, llama: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [("ANIRA fixed", anira), ("Llama", llama)]
+
+
+def _against_llama(seconds: dict[str, float], tokens: int) -> list[dict[str, Any]]:
+    return [
+        {"model": name, "seconds": used, "tokens/s": round(tokens / used), "against Llama": seconds["Llama"] / used}
+        for name, used in seconds.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Bad input, refused at once: every message names the argument, what it is, and what is allowed."""
+
+import difflib
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.utils.generic import TransformersKwargs
+
+if TYPE_CHECKING:
+    from .configuration_anira import AniraConfig
+
+# What transformers passes through a model to its attention functions (`cache` and what follows: continuous batching).
+_FORWARDED = frozenset(TransformersKwargs.__annotations__) | {
+    "cache",
+    "block_table",
+    "read_index",
+    "write_index",
+    "logits_indices",
+    "max_seqlen_q",
+    "max_seqlen_k",
+}
+
+
+def refuse(name: str, found: str, allowed: str) -> NoReturn:
+    """Raises the ValueError of this package: `name` is `found`, but must be `allowed`."""
+    raise ValueError(f"`{name}` is {found}, but must be {allowed}.")
+
+
+def require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """Refuses `name` with its `value` unless `condition` holds."""
+    if not condition:
+        refuse(name, repr(value), allowed)
+
+
+def check_keywords(kwargs: dict[str, Any]) -> None:
+    """Raises a TypeError for an argument that nobody would read, such as a misspelt one."""
+    for name in kwargs:
+        if name not in _FORWARDED:
+            near = difflib.get_close_matches(name, ["exit_depths", "exit_noise", "exit_rule", "exit_quantile",
+                                                    "min_depth", "max_depth", "output_exit_log_probs", "generator",
+                                                    *_FORWARDED], n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise TypeError(f"forward() got an unexpected argument `{name}`{hint}")
+
+
+def check_input_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
+    """Ids (B, T) must be two-dimensional and name tokens of the vocabulary."""
+    if torch.compiler.is_compiling():
+        return
+    require(input_ids.dim() == 2, "input_ids", tuple(input_ids.shape), "of shape (batch, tokens)")
+    outside = (input_ids < 0) | (input_ids >= vocab_size)
+    if bool(outside.any()):
+        row, column = outside.nonzero()[0].tolist()
+        refuse(
+            "input_ids",
+            f"{int(input_ids[row, column])} at row {row}, token {column}",
+            f"from 0 to {vocab_size - 1} (`vocab_size` is {vocab_size})",
+        )
+
+
+def check_exit_depths(
+    exit_depths: torch.Tensor | None,
+    shape: tuple[int, ...],
+    real: torch.Tensor | None,
+    max_depth: int,
+    attention_mask: torch.Tensor | None = None,
+) -> None:
+    """Given depths (B, T) must be integers, 1..max_depth at real tokens and 0 at padding (`real` is False, (B, T))."""
+    if exit_depths is None:
+        return
+    require(exit_depths.shape == shape, "exit_depths", tuple(exit_depths.shape), f"of shape {tuple(shape)}, as the tokens")
+    require(exit_depths.dtype == torch.int64, "exit_depths", exit_depths.dtype, "torch.int64")
+    if torch.compiler.is_compiling():
+        return
+    if attention_mask is not None:
+        real = attention_mask[:, -shape[1] :].bool()
+    if real is None:
+        real = exit_depths > 0
+    least = real.long()
+    outside = (exit_depths < least) | (exit_depths > least * max_depth)
+    if bool(outside.any()):
+        row, column = outside.nonzero()[0].tolist()
+        refuse(
+            "exit_depths",
+            f"{int(exit_depths[row, column])} at row {row}, token {column}",
+            f"from 1 to {max_depth} at a real token" if bool(real[row, column]) else "0 at padding",
+        )
+
+
+def check_exit_noise(exit_noise: torch.Tensor | None, shape: tuple[int, ...], read: bool) -> None:
+    """Noise must have the `shape` that this call reads, and lie in [0, 1); and the call must read it."""
+    if exit_noise is None:
+        return
+    require(read, "exit_noise", "a tensor", "left out: it is read in training and with `exit_rule='sample'` alone")
+    require(exit_noise.shape == shape, "exit_noise", tuple(exit_noise.shape), f"of shape {tuple(shape)}")
+    if not torch.compiler.is_compiling() and bool(((exit_noise < 0) | (exit_noise >= 1)).any()):
+        refuse("exit_noise", f"between {exit_noise.min().item()} and {exit_noise.max().item()}", "in [0, 1)")
+
+
+def check_cache(cache: Any, config: "AniraConfig", batch_size: int) -> None:
+    """A cache must have a slot for every attention call of `config`, and keys of its shape."""
+    if cache is None or torch.compiler.is_compiling():
+        return
+    if not isinstance(cache, Cache) or not hasattr(cache, "layers"):
+        refuse("past_key_values", f"a {type(cache).__name__}", "a transformers Cache, such as DynamicCache")
+    slots = config.num_attention_calls
+    require(
+        len(cache.layers) in (0, slots),
+        "past_key_values",
+        f"a cache of {len(cache.layers)} slots",
+        f"one made for this model: {slots} slots for max_depth={config.max_depth}, as DynamicCache(config=model.config)",
+    )
+    keys = cache.layers[0].keys if cache.layers else None
+    if keys is None or keys.numel() == 0:
+        return
+    found, wanted = (keys.shape[0], keys.shape[1], keys.shape[3]), (
+        batch_size,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+    require(found == wanted, "past_key_values", f"(batch, heads, head_dim) {found}", f"{wanted}, as this model's")

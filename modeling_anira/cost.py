@@ -1,0 +1,119 @@
+"""The cost of a run in floating-point operations, by part.
+
+Counted are matrix products, a multiply-add as 2, as `torch.utils.flop_counter` counts them; norms, activations, rotary
+angles and softmaxes are not. Attention scores are dense: every query against every key that it is given.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .checks import require
+
+if TYPE_CHECKING:
+    from .configuration_anira import AniraConfig
+
+
+@dataclass(frozen=True)
+class Flops:
+    """
+    Floating-point operations of a forward, by part.
+
+    Args:
+        prelude, coda: Their layers; all tokens, padding too.
+        core_linear: Projections and MLPs of the core; active tokens.
+        core_attention: Scores and sums of the core; active queries against all keys.
+        injection: The adapter of `input_injection="concat"`.
+        decider: Its MLP, and LM-head readouts.
+        head: The LM head; all tokens.
+        waste: Queries that only fill up the rectangle which attention needs, in packed execution.
+    """
+
+    prelude: int
+    core_linear: int
+    core_attention: int
+    injection: int
+    decider: int
+    coda: int
+    head: int
+    waste: int
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(asdict(self).values())
+
+    @property
+    def needed(self) -> int:
+        """All but `waste`: what no way of running with these depths can do without."""
+        return self.total - self.waste
+
+
+def count_flops(
+    config: "AniraConfig", exit_depths: torch.Tensor, past_length: int, execution: str, head: bool
+) -> Flops:
+    """
+    The cost of one forward.
+
+    Args:
+        exit_depths (B, T): Iterations of each token, 0 at padding.
+        past_length: Tokens in the cache.
+        execution: packed or masked.
+        head: Whether the model has an LM head.
+    """
+    require(execution in ("packed", "masked"), "execution", execution, "'packed' or 'masked'")
+    batch, length = exit_depths.shape
+    tokens, keys = batch * length, length + past_length
+    layer, attention = _layer_cost(config), _attention_cost(config, keys)
+    # rows[d - 1, b]: queries of row b in iteration d
+    depths = torch.arange(1, config.max_depth + 1, device=exit_depths.device)
+    rows = (exit_depths[None] >= depths[:, None, None]).sum(-1)
+    if execution == "masked":
+        rows = torch.full_like(rows, length)
+        rows[_deepest_masked(config) :] = 0
+    active = int(rows.sum())
+    rectangles = int(((rows > 0).sum(1) * rows.max(1).values).sum())
+    size = config.hidden_size
+    return Flops(
+        prelude=config.num_prelude_layers * tokens * (layer + attention),
+        core_linear=config.num_core_layers * active * layer,
+        core_attention=config.num_core_layers * active * attention,
+        injection=active * 4 * size * size if config.input_injection == "concat" else 0,
+        decider=_decider_cost(config, tokens, [int(count) for count in rows.sum(1)], head),
+        coda=config.num_coda_layers * tokens * (layer + attention),
+        head=2 * tokens * size * config.vocab_size if head else 0,
+        waste=config.num_core_layers * (rectangles - active) * attention,
+    )
+
+
+def _layer_cost(config: "AniraConfig") -> int:
+    """Projections and MLP of one layer, for one token."""
+    size, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    assert kv_heads is not None and config.head_dim is not None and config.intermediate_size is not None
+    return 2 * size * (2 * (heads + kv_heads) * config.head_dim + 3 * config.intermediate_size)
+
+
+def _attention_cost(config: "AniraConfig", keys: int) -> int:
+    """Scores and weighted sum of one layer, for one query against `keys` keys."""
+    assert config.head_dim is not None
+    return 4 * config.num_attention_heads * config.head_dim * keys
+
+
+def _deepest_masked(config: "AniraConfig") -> int:
+    """Iterations of a masked run: all, unless a fixed depth is known ahead."""
+    return config.fixed_depth or config.max_depth if config.decider == "fixed" else config.max_depth
+
+
+def _decider_cost(config: "AniraConfig", tokens: int, active: list[int], head: bool) -> int:
+    """The built-in deciders; `active`: tokens of the batch in each iteration. Deciders of one's own count as free."""
+    size = config.hidden_size
+    width = config.decider_hidden_size or size
+    if config.decider == "early":
+        return 2 * tokens * width * (size + config.max_depth)
+    decisions = sum(active[:-1])  # alpha^(D) is not used
+    if config.decider == "online":
+        return 2 * decisions * width * (size + 1)
+    if config.decider == "stability" and config.stability_criterion == "distribution" and head:
+        return 2 * 2 * decisions * size * config.vocab_size
+    return 0

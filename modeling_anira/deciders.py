@@ -1,0 +1,199 @@
+"""The deciders: how likely a token is to exit at each depth. The only part in which ANIRA models differ.
+
+A new decider is one subclass of `Decider` and one line in `DECIDERS`.
+
+Shapes: `...` any leading dimensions of tokens, H hidden size, D `max_depth`.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+if TYPE_CHECKING:
+    from .configuration_anira import AniraConfig
+
+Readout = Callable[[torch.Tensor], torch.Tensor]  # state (..., H) -> logits over the vocabulary (..., V)
+
+
+class Decider(nn.Module):
+    """
+    Turns states into q, a distribution over exit depths 1..D for every token.
+
+    A subclass says by `plans_ahead` when it decides, and implements the one method that goes with it.
+    """
+
+    learned: ClassVar[bool] = False
+    """Whether it has weights that train. Then depths are sampled in training, straight-through."""
+
+    plans_ahead: ClassVar[bool] = False
+    """True: `plan`, once, from the state before the core. False: `exit_logit`, after each iteration."""
+
+    def __init__(self, config: "AniraConfig") -> None:
+        super().__init__()
+
+    def plan(self, shallow: torch.Tensor) -> torch.Tensor:
+        """h^(0) (..., H) -> unnormalised log q (..., D), in fp32."""
+        raise TypeError(f"{type(self).__name__} has `plans_ahead = True` but no method `plan`.")
+
+    def exit_logit(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
+        """
+        The logit of alpha^(d), the probability to exit after iteration d for a token that has not exited before.
+
+        A function of these states alone: an exited token's state is frozen, so its alpha stays as it was.
+
+        Args:
+            state (..., H): h^(d).
+            previous (..., H): h^(d-1).
+            readout: final norm and LM head; None in a model without head.
+
+        Returns:
+            (...), in fp32; plus and minus infinity are allowed.
+        """
+        raise TypeError(f"{type(self).__name__} has `plans_ahead = False` but no method `exit_logit`.")
+
+    def depth_span(self, max_depth: int) -> tuple[int, int]:
+        """The least and the greatest depth that a token can get, as far as known without looking at states."""
+        return 1, max_depth
+
+
+class _ExitHead(nn.Linear):
+    """Output layer of a decider: starts at given logits, nearly whatever the state."""
+
+    def __init__(self, in_features: int, initial_logits: list[float]) -> None:
+        super().__init__(in_features, len(initial_logits))
+        self.initial_logits = initial_logits
+
+    def start(self) -> None:
+        init.normal_(self.weight, std=0.01 / math.sqrt(self.in_features))
+        init.copy_(self.bias, torch.tensor(self.initial_logits, dtype=self.bias.dtype, device=self.bias.device))
+
+
+class _DeciderMLP(nn.Module):
+    """State (..., H) -> logits (..., len(initial_logits)) in fp32. The norm makes it blind to a state's growing size."""
+
+    def __init__(self, config: "AniraConfig", initial_logits: list[float]) -> None:
+        super().__init__()
+        width = config.decider_hidden_size or config.hidden_size
+        self.eps = config.rms_norm_eps
+        self.hidden = nn.Linear(config.hidden_size, width)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.exit_head = _ExitHead(width, initial_logits)
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        state = F.rms_norm(state, state.shape[-1:], eps=self.eps)
+        return self.exit_head(self.act_fn(self.hidden(state))).float()
+
+
+class EarlyDecider(Decider):
+    """ANIRA-E: one look at h^(0), then a softmax over depths (paper section 3.2)."""
+
+    learned = True
+    plans_ahead = True
+
+    def __init__(self, config: "AniraConfig") -> None:
+        super().__init__(config)
+        # Starts from the q with which `online` starts: alpha the same at every depth, all that is left on D.
+        bias, depth = float(config.decider_bias), config.max_depth
+        exit_now, go_on = -math.log1p(math.exp(-bias)), -math.log1p(math.exp(bias))
+        self.mlp = _DeciderMLP(config, [exit_now + d * go_on for d in range(depth - 1)] + [(depth - 1) * go_on])
+
+    def plan(self, shallow: torch.Tensor) -> torch.Tensor:
+        return self.mlp(shallow)
+
+
+class OnlineDecider(Decider):
+    """ANIRA-O: after each iteration, alpha^(d) = sigmoid(MLP(h^(d))) (paper section 3.2)."""
+
+    learned = True
+
+    def __init__(self, config: "AniraConfig") -> None:
+        super().__init__(config)
+        self.mlp = _DeciderMLP(config, [float(config.decider_bias)])
+
+    def exit_logit(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
+        return self.mlp(state).squeeze(-1)
+
+
+class FixedDecider(Decider):
+    """All mass on `fixed_depth` (default D): the plain recurrent Transformer."""
+
+    plans_ahead = True
+
+    def __init__(self, config: "AniraConfig") -> None:
+        super().__init__(config)
+        self.config = config
+
+    def plan(self, shallow: torch.Tensor) -> torch.Tensor:
+        log_q = torch.full((self.config.max_depth,), -torch.inf, device=shallow.device)
+        log_q[self._depth - 1] = 0.0
+        return log_q.expand(*shallow.shape[:-1], -1)
+
+    def depth_span(self, max_depth: int) -> tuple[int, int]:
+        return self._depth, self._depth
+
+    @property
+    def _depth(self) -> int:
+        return self.config.fixed_depth or self.config.max_depth
+
+
+class StabilityDecider(Decider):
+    """Exits at the first depth at which the token has stopped moving. Needs no training."""
+
+    def __init__(self, config: "AniraConfig") -> None:
+        super().__init__(config)
+        self.config = config
+
+    def exit_logit(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
+        stable = self.change(state, previous, readout) < self.config.stability_threshold
+        return torch.where(stable, torch.inf, -torch.inf)
+
+    def change(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
+        """How far a token moved in an iteration, by `config.stability_criterion`: (..., H), (..., H) -> (...)."""
+        if self.config.stability_criterion == "state":
+            state, previous = state.float(), previous.float()
+            return (state - previous).norm(dim=-1) / previous.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        if readout is None:
+            raise ValueError(
+                "`stability_criterion` is 'distribution', which reads the LM head: use AniraForCausalLM, or 'state'."
+            )
+        log_p, log_previous = (F.log_softmax(readout(x).float(), dim=-1) for x in (state, previous))
+        return F.kl_div(log_previous, log_p, reduction="none", log_target=True).sum(-1)
+
+
+DECIDERS: dict[str, type[Decider]] = {
+    "early": EarlyDecider,
+    "online": OnlineDecider,
+    "fixed": FixedDecider,
+    "stability": StabilityDecider,
+}
+
+
+@contextmanager
+def own_randomness(name: str) -> Iterator[None]:
+    """
+    Random numbers from a seed of their own, made of the global seed and `name`; the global state is left as it was.
+
+    So a decider's weights draw nothing that the shared weights would miss: two models that differ only in the decider
+    start with the same shared weights.
+    """
+    seed = (torch.initial_seed() + zlib.crc32(name.encode())) % 2**63
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def build_decider(config: "AniraConfig") -> Decider:
+    """The decider that `config.decider` names; its modules are marked, so that they initialise apart."""
+    with own_randomness("decider"):
+        decider = DECIDERS[config.decider](config)
+    for name, module in decider.named_modules():
+        module._decider_part = name or "decider"  # type: ignore[assignment]
+    return decider

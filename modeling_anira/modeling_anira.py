@@ -1,0 +1,781 @@
+"""ANIRA: a causal Transformer whose middle block is applied again and again, with a depth decided per token.
+
+    ids -> embedding -> prelude (P layers) -> h^(0)
+    h^(0) -> core (C layers), up to D times, each token until its own exit depth
+    state at exit -> coda (E layers) -> final norm -> logits
+
+Shapes: B batch, T tokens of this call, S tokens that can be attended to, H hidden size, N active tokens of the batch,
+D `max_depth`, V vocabulary. Source: arXiv 2602.08864, sections 3.1 and 3.2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from .checks import check_cache, check_exit_depths, check_exit_noise, check_input_ids, check_keywords, refuse
+from .configuration_anira import AniraConfig, check_exit_rule
+from .cost import Flops, count_flops
+from .deciders import Readout, build_decider, own_randomness
+from .exits import Exits, ExitRule, draw_noise, noise_shape, open_exits
+from .freeze import AllTokens, TokenSet, masked_tokens, packed_tokens
+from .objective import compute_loss, expected_depth
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rotary angles, each (B or 1, T, F) or (N, F)
+
+
+@dataclass
+class AniraModelOutput(BaseModelOutputWithPast):
+    """
+    Output of [`AniraModel`].
+
+    Args:
+        last_hidden_state (`(B, T, H)`): After the final norm.
+        past_key_values: The cache, one slot for every attention call.
+        hidden_states: With `output_hidden_states=True`, 1 + P + D + E tensors `(B, T, H)`: the embeddings, the output of
+            each prelude layer, h^(1)..h^(D) (frozen where a token has exited), the output of each coda layer; the last
+            one after the final norm.
+        attentions: With `output_attentions=True`, one tensor `(B, heads, T, S)` for every attention call.
+        exit_depths (`(B, T)` int64): Iterations that each token got, 1..D; 0 at padding.
+        expected_depth (`(B, T)` float): sum_d d q(d); 0 at padding.
+        exit_log_probs (`(B, T, D)` float): log q, with `output_exit_log_probs=True`; -inf at padding.
+    """
+
+    exit_depths: torch.LongTensor | None = None
+    expected_depth: torch.FloatTensor | None = None
+    exit_log_probs: torch.FloatTensor | None = None
+
+
+@dataclass
+class AniraCausalLMOutput(CausalLMOutputWithPast):
+    """
+    Output of [`AniraForCausalLM`].
+
+    Args:
+        loss (scalar): `ce_loss + compute_weight * compute_loss`, when `labels` are given.
+        logits (`(B, T, V)`): Or fewer tokens, with `logits_to_keep`.
+        ce_loss (scalar): Cross-entropy in nats.
+        compute_loss (scalar): KL(q || prior) in nats.
+
+    The other fields are those of [`AniraModelOutput`].
+    """
+
+    ce_loss: torch.FloatTensor | None = None
+    compute_loss: torch.FloatTensor | None = None
+    exit_depths: torch.LongTensor | None = None
+    expected_depth: torch.FloatTensor | None = None
+    exit_log_probs: torch.FloatTensor | None = None
+
+
+class AniraRMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, computed in fp32."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., H) -> (..., H)."""
+        states = hidden_states.float()
+        states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * states.to(hidden_states.dtype)
+
+
+class AniraMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: AniraConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., H) -> (..., H)."""
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class AniraRotaryEmbedding(nn.Module):
+    """Rotary positions, with the settings that transformers knows. (The class name lets it refill the buffers.)"""
+
+    inv_freq: torch.Tensor
+    original_inv_freq: torch.Tensor
+
+    def __init__(self, config: AniraConfig) -> None:
+        super().__init__()
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.config = config
+        self.rope_type = config.rope_parameters["rope_type"]  # type: ignore[index]
+        rope_init = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            rope_init = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = rope_init(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(
+        config: AniraConfig, device: torch.device | None = None, seq_len: int | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, float]:
+        """Inverse frequencies (F / 2,) in radians a token, and the scale of cosines and sines."""
+        base = config.rope_parameters["rope_theta"]  # type: ignore[index]
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device=device) / config.head_dim
+        return 1.0 / base**exponents, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> Rotation:
+        """Positions (B or 1, T) -> cosines and sines (B or 1, T, F), in the dtype of `hidden_states`."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device).float()
+        angles = torch.cat((angles, angles), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
+
+
+def rotate(heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turns (..., heads, F) by the angles (..., F) of their positions."""
+    cos, sin = (part.unsqueeze(-2) for part in rotation)
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def repeat_kv(states: torch.Tensor, repeats: int) -> torch.Tensor:
+    """(B, Hk, S, F) -> (B, Hk * repeats, S, F): each key-value head serves `repeats` query heads in a row."""
+    return states if repeats == 1 else states.repeat_interleave(repeats, dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Attention written out, which also returns its weights.
+
+    Args:
+        query (B, Hq, Q, F), key and value (B, Hk, S, F).
+        attention_mask (B, 1, Q, S): Added to the scores; None for no mask.
+
+    Returns:
+        Outputs (B, Q, Hq, F) and weights (B, Hq, Q, S).
+    """
+    repeats = query.shape[1] // key.shape[1]
+    scores = torch.matmul(query, repeat_kv(key, repeats).transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    outputs = torch.matmul(weights, repeat_kv(value, repeats))
+    return outputs.transpose(1, 2).contiguous(), weights
+
+
+class AniraAttention(nn.Module):
+    """Causal grouped-query attention of a token set."""
+
+    def __init__(self, config: AniraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim: int = config.head_dim  # type: ignore[assignment]
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads  # type: ignore[operator]
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = float(config.attention_dropout)
+        self.is_causal = True
+        query_size = config.num_attention_heads * self.head_dim
+        key_size = config.num_key_value_heads * self.head_dim  # type: ignore[operator]
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frozen_key: torch.Tensor | None,
+        frozen_value: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        tokens: TokenSet,
+        rotation: Rotation,
+        past_key_values: Cache | None,
+        slot: int,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: The computed tokens, (B, T, H) or (N, H).
+            frozen_key, frozen_value (B, T, heads, F): Of the iteration before; None in the first.
+            weight (B, T): Straight-through a, or None.
+            tokens: Which tokens are computed.
+            rotation: Of the computed tokens.
+            slot: Of `past_key_values`, for this attention call.
+
+        Returns:
+            Output in the shape of `hidden_states`, keys and values (B, T, heads, F) as they are visible in this
+            iteration, attention weights or None.
+        """
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = rotate(self.q_proj(hidden_states).view(heads), rotation)
+        key = rotate(self.k_proj(hidden_states).view(heads), rotation)
+        value = self.v_proj(hidden_states).view(heads)
+        key = tokens.freeze(key, frozen_key, weight, overwrite=True)
+        value = tokens.freeze(value, frozen_value, weight, overwrite=True)
+        keys, values = key.transpose(1, 2), value.transpose(1, 2)
+        if past_key_values is not None:
+            keys, values = past_key_values.update(keys, values, slot)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = tokens.attend(
+            attention, self, query, keys, values, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.flatten(-2)), key, value, weights
+
+
+class AniraLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and MLP, each with a residual connection."""
+
+    def __init__(self, config: AniraConfig) -> None:
+        super().__init__()
+        self.input_layernorm = AniraRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = AniraAttention(config)
+        self.post_attention_layernorm = AniraRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = AniraMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frozen_key: torch.Tensor | None,
+        frozen_value: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        tokens: TokenSet,
+        rotation: Rotation,
+        past_key_values: Cache | None = None,
+        slot: int = 0,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """
+        Arguments and result as for `AniraAttention`. What carries a gradient comes by position, as checkpointing needs.
+        """
+        attended, key, value, weights = self.self_attn(
+            self.input_layernorm(hidden_states),
+            frozen_key,
+            frozen_value,
+            weight,
+            tokens,
+            rotation,
+            past_key_values,
+            slot,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attended
+        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states, key, value, weights
+
+
+class InputInjection(nn.Module):
+    """How h^(0) enters each iteration: not at all (as in the paper), added, or concatenated through an adapter."""
+
+    def __init__(self, config: AniraConfig) -> None:
+        super().__init__()
+        self.kind = config.input_injection
+        if self.kind == "concat":
+            self.adapter = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, state: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
+        """h^(d-1) and h^(0), both (..., H) -> what the core reads in iteration d, (..., H)."""
+        if self.kind == "none":
+            return state
+        if self.kind == "add":
+            return state + shallow
+        return self.adapter(torch.cat((state, shallow), dim=-1))
+
+
+class AniraPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and saving, and the cost of a run."""
+
+    config: AniraConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AniraLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: AniraConfig, *args: Any, **kwargs: Any) -> None:
+        config.validate()  # fields may have been set since it was built
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        part = getattr(module, "_decider_part", None)
+        if part is None:
+            super()._init_weights(module)
+            return
+        with own_randomness(part):
+            super()._init_weights(module)
+            if hasattr(module, "start"):
+                module.start()
+
+    def flops(
+        self,
+        exit_depths: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_length: int = 0,
+        execution: str = "packed",
+    ) -> Flops:
+        """
+        What a forward with these depths must cost.
+
+        Args:
+            exit_depths (B, T): 0..D; padding is where it is 0.
+            attention_mask (B, past_length + T): Padding is 0. Only checked against `exit_depths`, which say the rest.
+            past_length: Tokens in the cache.
+            execution: `"packed"` (only active tokens run) or `"masked"` (all run in every iteration).
+
+        Returns:
+            A [`Flops`], whose fields are floating-point operations by part (a multiply-add is 2).
+        """
+        check_exit_depths(exit_depths, exit_depths.shape, None, self.config.max_depth, attention_mask)
+        head = self.get_output_embeddings() is not None
+        return count_flops(self.config, exit_depths, past_length, execution, head)
+
+
+class AniraModel(AniraPreTrainedModel):
+    """Prelude, core, coda and final norm: token ids -> states, and the depth that each token got."""
+
+    def __init__(self, config: AniraConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.rotary_emb = AniraRotaryEmbedding(config)
+        self.prelude = nn.ModuleList(AniraLayer(config) for _ in range(config.num_prelude_layers))
+        self.injection = InputInjection(config)
+        self.core = nn.ModuleList(AniraLayer(config) for _ in range(config.num_core_layers))
+        self.decider = build_decider(config)
+        self.coda = nn.ModuleList(AniraLayer(config) for _ in range(config.num_coda_layers))
+        self.norm = AniraRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        exit_depths: torch.LongTensor | None = None,
+        exit_noise: torch.FloatTensor | None = None,
+        generator: torch.Generator | None = None,
+        min_depth: int | None = None,
+        max_depth: int | None = None,
+        exit_quantile: float | None = None,
+        exit_rule: str | None = None,
+        output_exit_log_probs: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        readout_head: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> AniraModelOutput:
+        r"""
+        Args:
+            input_ids (B, T), or inputs_embeds (B, T, H): The new tokens.
+            attention_mask (B, S): 0 at padding. A 4-D mask is used as it is.
+            position_ids (B, T): Default: counted from the length of the cache.
+            past_key_values: A transformers cache with one slot for every attention call of this config.
+            use_cache: Default: `config.use_cache`, in training False.
+            exit_depths (B, T): Depths to use instead of the decider's: 1..D, 0 at padding.
+            exit_noise: Uniform numbers in [0, 1), for training and `exit_rule="sample"`: (B, T), or (B, T, D) in the
+                training of a decider that plans ahead. Default: drawn.
+            generator: Where to draw `exit_noise` from. Default: a fork of the global state.
+            min_depth, max_depth, exit_quantile, exit_rule: Override the config for this call.
+            output_exit_log_probs: Whether to return log q.
+            readout_head: The LM head, for deciders that read the model's output.
+
+        Raises:
+            ValueError: Names the argument, its value and what is allowed.
+        """
+        check_keywords(kwargs)
+        config = self.config
+        if (input_ids is None) == (inputs_embeds is None):
+            refuse("input_ids", "given together with `inputs_embeds`, or neither is", "exactly one of the two")
+        if inputs_embeds is None:
+            check_input_ids(input_ids, config.vocab_size)
+            inputs_embeds = self.embed_tokens(input_ids)
+        shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
+
+        if use_cache is None:
+            use_cache = config.use_cache and not self.training
+        if self.gradient_checkpointing and self.training:
+            use_cache, past_key_values = False, None
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=config)
+        check_cache(past_key_values, config, shape[0])
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(shape[1], device=inputs_embeds.device).unsqueeze(0) + past
+
+        real, padded = self._real_tokens(attention_mask, shape, past, inputs_embeds.device)
+        rule = self._exit_rule(exit_rule, exit_quantile, min_depth, max_depth, exit_depths)
+        check_exit_depths(exit_depths, shape, real, config.max_depth)
+        packed = self._execution(output_attentions, exit_depths) == "packed"
+
+        mask = create_causal_mask(
+            config=config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        run = _Run(
+            everyone=AllTokens(mask),
+            rotation=self.rotary_emb(inputs_embeds, position_ids),
+            past_key_values=past_key_values,
+            kwargs=kwargs,
+            hidden_states=[inputs_embeds] if self._wants(output_hidden_states, "output_hidden_states") else None,
+            attentions=[] if self._wants(output_attentions, "output_attentions") else None,
+        )
+        noise = self._exit_noise(exit_noise, generator, shape, rule, exit_depths, inputs_embeds.device)
+        shallow = self._run_stack("prelude", inputs_embeds, run)
+        exits = open_exits(
+            self.decider,
+            rule,
+            shallow,
+            real,
+            config.max_depth,
+            noise,
+            exit_depths,
+            self._readout(readout_head),
+            self.training,
+            config.gumbel_temperature,
+        )
+        state = self._iterate(shallow, exits, rule, exit_depths is not None, padded, packed, past, run)
+        output = self.norm(self._run_stack("coda", state, run))
+        if run.hidden_states is not None:
+            run.hidden_states[-1] = output
+
+        log_q = exits.log_q()
+        return AniraModelOutput(
+            last_hidden_state=output,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(run.hidden_states) if run.hidden_states is not None else None,
+            attentions=tuple(run.attentions) if run.attentions is not None else None,
+            exit_depths=exits.depths,
+            expected_depth=expected_depth(log_q).masked_fill(~real, 0.0),
+            exit_log_probs=log_q.masked_fill(~real[..., None], -torch.inf) if output_exit_log_probs else None,
+        )
+
+    def _iterate(
+        self,
+        shallow: torch.Tensor,
+        exits: Exits,
+        rule: ExitRule,
+        depths_given: bool,
+        padded: bool,
+        packed: bool,
+        past: int,
+        run: "_Run",
+    ) -> torch.Tensor:
+        """h^(0) (B, T, H) -> every token's state at its exit (B, T, H): the core, iteration by iteration."""
+        config, state = self.config, shallow
+        shape = (shallow.shape[0], shallow.shape[1])
+        kv: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(None, None)] * config.num_core_layers
+        # Depths between which no token can exit need no look at who is active.
+        least, greatest = (1, config.max_depth) if depths_given else self.decider.depth_span(config.max_depth)
+        if not depths_given:
+            least, greatest = (min(max(depth, rule.min_depth), rule.max_depth) for depth in (least, greatest))
+        depth = 0
+        while depth < greatest:
+            depth += 1
+            active = None if depth <= least and not padded else exits.active(depth)
+            mask = run.everyone.attention_mask
+            tokens = packed_tokens(active, shape, mask, past) if packed else masked_tokens(active, mask)
+            if tokens is None:
+                depth -= 1
+                break
+            weight = exits.weight(depth)
+            hidden = self.injection(tokens.select(state), tokens.select(shallow))
+            rotation = (tokens.select(run.rotation[0]), tokens.select(run.rotation[1]))
+            for index, layer in enumerate(self.core):
+                slot = config.cache_slot("core", index, depth - 1)
+                hidden, *kv[index] = run.call(layer, hidden, kv[index], weight, tokens, rotation, slot)
+            previous, state = state, tokens.freeze(hidden, state, weight)
+            exits.observe(depth, state, previous, tokens)
+            if run.hidden_states is not None:
+                run.hidden_states.append(state)
+        self._fill_skipped_slots(depth, kv, run, shape)
+        return state
+
+    def _fill_skipped_slots(
+        self,
+        depth: int,
+        kv: list[tuple[torch.Tensor | None, torch.Tensor | None]],
+        run: "_Run",
+        shape: tuple[int, int],
+    ) -> None:
+        """Gives iterations that nobody took the deepest keys and values, so that all cache slots grow alike."""
+        config = self.config
+        for iteration in range(depth, config.max_depth):
+            if run.hidden_states is not None:
+                run.hidden_states.append(run.hidden_states[-1])
+            if run.past_key_values is None:
+                continue
+            for index, (key, value) in enumerate(kv):
+                if key is None or value is None:  # a batch of nothing but padding
+                    empty = run.rotation[0].new_zeros(*shape, config.num_key_value_heads, config.head_dim)
+                    key = value = empty
+                slot = config.cache_slot("core", index, iteration)
+                run.past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), slot)
+
+    def _run_stack(self, part: str, hidden: torch.Tensor, run: "_Run") -> torch.Tensor:
+        """Prelude or coda: (B, T, H) -> (B, T, H)."""
+        for index, layer in enumerate(getattr(self, part)):
+            slot = self.config.cache_slot(part, index)
+            hidden, *_ = run.call(layer, hidden, (None, None), None, run.everyone, run.rotation, slot)
+            if run.hidden_states is not None:
+                run.hidden_states.append(hidden)
+        return hidden
+
+    def _real_tokens(
+        self, attention_mask: torch.Tensor | None, shape: tuple[int, int], past: int, device: torch.device
+    ) -> tuple[torch.Tensor, bool]:
+        """Which of the new tokens are not padding, (B, T) bool, and whether some may be."""
+        if attention_mask is None:
+            return torch.ones(shape, dtype=torch.bool, device=device), False
+        if attention_mask.dim() == 4:
+            # A token that cannot see itself is padding.
+            columns = torch.arange(shape[1], device=device) + past
+            own = attention_mask[:, 0].gather(-1, columns[None, :, None].expand(attention_mask.shape[0], -1, 1))
+            real = (own.squeeze(-1) if own.dtype == torch.bool else own.squeeze(-1) == 0).expand(shape)
+        else:
+            if attention_mask.dim() != 2 or attention_mask.shape[0] != shape[0] or attention_mask.shape[1] < shape[1]:
+                refuse("attention_mask", f"of shape {tuple(attention_mask.shape)}", f"({shape[0]}, past + {shape[1]})")
+            real = attention_mask[:, -shape[1] :].to(device).bool()
+        return real, torch.compiler.is_compiling() or not bool(real.all())
+
+    def _exit_rule(
+        self,
+        exit_rule: str | None,
+        exit_quantile: float | None,
+        min_depth: int | None,
+        max_depth: int | None,
+        exit_depths: torch.Tensor | None,
+    ) -> ExitRule:
+        """The rule of this call: the config's, unless overridden."""
+        given = {"exit_rule": exit_rule, "exit_quantile": exit_quantile, "min_depth": min_depth, "max_depth": max_depth}
+        clash = [name for name, value in given.items() if value is not None]
+        if exit_depths is not None and clash:
+            refuse(clash[0], f"given together with `exit_depths` ({given[clash[0]]!r})", "left out: depths are given")
+        config = self.config
+        deepest = config.max_depth if max_depth is None else max_depth
+        rule = ExitRule(
+            name=config.exit_rule if exit_rule is None else exit_rule,
+            quantile=config.exit_quantile if exit_quantile is None else exit_quantile,
+            min_depth=config.min_depth if min_depth is None else min_depth,
+            max_depth=deepest,
+        )
+        check_exit_rule(rule.name, rule.quantile, rule.min_depth, rule.max_depth, config)
+        return rule
+
+    def _execution(self, output_attentions: bool | None, exit_depths: torch.Tensor | None) -> str:
+        """How this forward runs: packed or masked."""
+        execution = self.config.execution
+        if execution == "auto":
+            execution = "masked" if self.training or torch.compiler.is_compiling() else "packed"
+            if self._wants(output_attentions, "output_attentions"):
+                execution = "masked"
+        if execution == "packed" and self.training and self.decider.learned and exit_depths is None:
+            refuse(
+                "execution",
+                f"'packed' while the model trains its decider ({self.config.decider!r})",
+                "'masked' or 'auto': the gradient of an exit needs what the exited token would have become",
+            )
+        if execution == "packed" and self._wants(output_attentions, "output_attentions"):
+            refuse("output_attentions", "True under `execution='packed'`", "used with 'masked' or 'auto'")
+        return execution
+
+    def _exit_noise(
+        self,
+        exit_noise: torch.Tensor | None,
+        generator: torch.Generator | None,
+        shape: tuple[int, int],
+        rule: ExitRule,
+        exit_depths: torch.Tensor | None,
+        device: torch.device,
+    ) -> torch.Tensor | None:
+        """The exit noise of this call, given or drawn; None where depths do not depend on any."""
+        wanted = noise_shape(self.decider, shape, self.config.max_depth, self.training)
+        needed = exit_depths is None and (self.decider.learned if self.training else rule.name == "sample")
+        check_exit_noise(exit_noise, wanted, read=needed or self.training)
+        if exit_noise is not None:
+            return exit_noise.to(device=device, dtype=torch.float32) if needed else None
+        # Training draws under every decider, so that the global state moves alike.
+        noise = draw_noise(wanted, device, generator) if needed or self.training else None
+        return noise if needed else None
+
+    def _readout(self, head: nn.Module | None) -> Readout | None:
+        return None if head is None else lambda state: head(self.norm(state))
+
+    def _wants(self, argument: bool | None, field: str) -> bool:
+        return bool(getattr(self.config, field, False) if argument is None else argument)
+
+
+@dataclass
+class _Run:
+    """What all layers of one forward share, and what it records."""
+
+    everyone: AllTokens
+    rotation: Rotation
+    past_key_values: Cache | None
+    kwargs: dict[str, Any]
+    hidden_states: list[torch.Tensor] | None
+    attentions: list[torch.Tensor] | None
+
+    def call(
+        self,
+        layer: nn.Module,
+        hidden: torch.Tensor,
+        frozen: tuple[torch.Tensor | None, torch.Tensor | None],
+        weight: torch.Tensor | None,
+        tokens: TokenSet,
+        rotation: Rotation,
+        slot: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One call of a layer: its states, keys and values (shapes as in `AniraAttention`)."""
+        hidden, key, value, weights = layer(
+            hidden,
+            *frozen,
+            weight,
+            tokens=tokens,
+            rotation=rotation,
+            past_key_values=self.past_key_values,
+            slot=slot,
+            **self.kwargs,
+        )
+        if self.attentions is not None:
+            self.attentions.append(weights)
+        return hidden, key, value
+
+
+class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
+    """ANIRA with a language-modelling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: AniraConfig) -> None:
+        super().__init__(config)
+        self.model = AniraModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        exit_depths: torch.LongTensor | None = None,
+        exit_noise: torch.FloatTensor | None = None,
+        generator: torch.Generator | None = None,
+        min_depth: int | None = None,
+        max_depth: int | None = None,
+        exit_quantile: float | None = None,
+        exit_rule: str | None = None,
+        output_exit_log_probs: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> AniraCausalLMOutput:
+        r"""
+        Arguments as for [`AniraModel`], and:
+
+        Args:
+            labels (B, T): Token ids, -100 where no loss is wanted. Label i is predicted by token i-1: they are shifted
+                here, so pass a copy of `input_ids`.
+            logits_to_keep: Compute logits for the last that many tokens only (0: all), or for these indices.
+            num_items_in_batch: Labels in all micro-batches of a step; losses are then sums over this.
+            shift_labels (B, T): Labels shifted already; `labels` must be given as well.
+        """
+        outputs: AniraModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            exit_depths=exit_depths,
+            exit_noise=exit_noise,
+            generator=generator,
+            min_depth=min_depth,
+            max_depth=max_depth,
+            exit_quantile=exit_quantile,
+            exit_rule=exit_rule,
+            output_exit_log_probs=output_exit_log_probs or labels is not None,
+            readout_head=self.lm_head,
+            return_dict=True,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+
+        loss = ce_loss = kl_loss = None
+        if labels is not None:
+            ce_loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels,
+            )
+            counted = labels[..., 1:] if shift_labels is None else shift_labels
+            kl_loss = compute_loss(
+                outputs.exit_log_probs,
+                outputs.exit_depths > 0,
+                self.config.prior_base,
+                (counted != -100).sum(),
+                num_items_in_batch,
+            )
+            loss = ce_loss + self.config.compute_weight * kl_loss
+
+        return AniraCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            ce_loss=ce_loss,
+            compute_loss=kl_loss,
+            exit_depths=outputs.exit_depths,
+            expected_depth=outputs.expected_depth,
+            exit_log_probs=outputs.exit_log_probs if output_exit_log_probs else None,
+        )
+
+
+__all__ = ["AniraForCausalLM", "AniraModel", "AniraPreTrainedModel"]
