@@ -1,7 +1,7 @@
 """
 Speed of a forward and of a training step.
 
-* Packed prefill, with depths of mean D/3, against all tokens at D: how much of the speed-up that the FLOPs allow is real.
+* Packed prefill, with depths of mean D/3, against all tokens at D, and the share of the speed-up that FLOPs allow.
 * `fixed` at D against transformers' Llama with as many layers as ANIRA has layer calls.
 
     python benchmarks/prefill.py [--device cuda --dtype bfloat16]
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from timing import print_report, time_side_by_side
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
 from modeling_anira import AniraConfig, AniraForCausalLM
 
@@ -29,12 +29,12 @@ def main() -> None:
     torch.manual_seed(0)
     input_ids = torch.randint(VOCAB, shape, device=device)
 
-    anira = AniraForCausalLM(make_config(args)).to(device, dtype).eval()
+    anira = make_model(AniraForCausalLM, make_config(args), device, dtype)
     depths = draw_depths(shape, args.max_depth, device)
     full = torch.full_like(depths, args.max_depth)
     print_report("packed prefill", measure_prefill(anira, input_ids, depths, full, args.repeats), device)
 
-    llama = LlamaForCausalLM(matching_llama(anira.config)).to(device, dtype).eval()
+    llama = make_model(LlamaForCausalLM, matching_llama(anira.config), device, dtype)
     print_report("fixed against Llama, forward", measure_forward(anira, llama, input_ids, args.repeats), device)
     print_report("fixed against Llama, training step", measure_step(anira, llama, input_ids, args.repeats), device)
 
@@ -64,8 +64,14 @@ def make_config(args: argparse.Namespace) -> AniraConfig:
     )
 
 
+def make_model(model_class: type, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model with random weights, in eval mode."""
+    return model_class(config).to(device=device, dtype=dtype).eval()
+
+
 def matching_llama(config: AniraConfig) -> LlamaConfig:
     """A Llama of the same widths, with a layer for every layer call of ANIRA."""
+    assert config.intermediate_size is not None
     return LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,

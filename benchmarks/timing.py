@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import transformers
 
 
 def time_side_by_side(
-    alternatives: dict[str, Callable[[], Any]], repeats: int, device: torch.device
+    alternatives: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, float]:
     """
     Runs the alternatives in turn, `repeats` rounds after one warm-up round.

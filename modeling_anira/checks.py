@@ -1,6 +1,7 @@
 """Bad input, refused at once: every message names the argument, what it is, and what is allowed."""
 
 import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -22,6 +23,19 @@ _FORWARDED = frozenset(TransformersKwargs.__annotations__) | {
 }
 
 
+# What a caller can say about depths, in a forward and in `generate`.
+CALL_OPTIONS = (
+    "exit_depths",
+    "exit_noise",
+    "generator",
+    "min_depth",
+    "max_depth",
+    "exit_quantile",
+    "exit_rule",
+    "output_exit_log_probs",
+)
+
+
 def refuse(name: str, found: str, allowed: str) -> NoReturn:
     """Raises the ValueError of this package: `name` is `found`, but must be `allowed`."""
     raise ValueError(f"`{name}` is {found}, but must be {allowed}.")
@@ -34,14 +48,20 @@ def require(condition: bool, name: str, value: Any, allowed: str) -> None:
 
 
 def check_keywords(kwargs: dict[str, Any]) -> None:
-    """Raises a TypeError for an argument that nobody would read, such as a misspelt one."""
+    """Raises a TypeError for a forward argument that nobody would read, such as a misspelt one."""
     for name in kwargs:
         if name not in _FORWARDED:
-            near = difflib.get_close_matches(name, ["exit_depths", "exit_noise", "exit_rule", "exit_quantile",
-                                                    "min_depth", "max_depth", "output_exit_log_probs", "generator",
-                                                    *_FORWARDED], n=1)
+            near = difflib.get_close_matches(name, CALL_OPTIONS, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise TypeError(f"forward() got an unexpected argument `{name}`{hint}")
+
+
+def check_unknown_fields(unknown: Iterable[str], fields: Iterable[str]) -> None:
+    """Refuses a config field that looks like a known one misspelt. (transformers keeps unknown fields silently.)"""
+    for name in unknown:
+        near = difflib.get_close_matches(name, list(fields), n=1, cutoff=0.85)
+        if near:
+            refuse(name, "not a field of AniraConfig", f"spelt `{near[0]}`, if that is meant")
 
 
 def check_input_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
@@ -69,7 +89,9 @@ def check_exit_depths(
     """Given depths (B, T) must be integers, 1..max_depth at real tokens and 0 at padding (`real` is False, (B, T))."""
     if exit_depths is None:
         return
-    require(exit_depths.shape == shape, "exit_depths", tuple(exit_depths.shape), f"of shape {tuple(shape)}, as the tokens")
+    require(
+        exit_depths.shape == shape, "exit_depths", tuple(exit_depths.shape), f"of shape {tuple(shape)}, as the tokens"
+    )
     require(exit_depths.dtype == torch.int64, "exit_depths", exit_depths.dtype, "torch.int64")
     if torch.compiler.is_compiling():
         return
@@ -109,14 +131,10 @@ def check_cache(cache: Any, config: "AniraConfig", batch_size: int) -> None:
         len(cache.layers) in (0, slots),
         "past_key_values",
         f"a cache of {len(cache.layers)} slots",
-        f"one made for this model: {slots} slots for max_depth={config.max_depth}, as DynamicCache(config=model.config)",
+        f"made for this model: {slots} slots (max_depth={config.max_depth}), as DynamicCache(config=model.config)",
     )
-    keys = cache.layers[0].keys if cache.layers else None
+    keys = getattr(cache.layers[0], "keys", None) if cache.layers else None
     if keys is None or keys.numel() == 0:
         return
-    found, wanted = (keys.shape[0], keys.shape[1], keys.shape[3]), (
-        batch_size,
-        config.num_key_value_heads,
-        config.head_dim,
-    )
+    found, wanted = (keys.shape[0], keys.shape[1], keys.shape[3]), (batch_size, *config.head_sizes[1:])
     require(found == wanted, "past_key_values", f"(batch, heads, head_dim) {found}", f"{wanted}, as this model's")

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-from .checks import require
+from .checks import check_unknown_fields, require
 from .deciders import DECIDERS
 
 EXIT_RULES = ("quantile", "sample", "mode")
@@ -131,6 +131,7 @@ class AniraConfig(PreTrainedConfig):
             self.num_hidden_layers = self.num_attention_calls
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_unknown_fields(kwargs, self.__dataclass_fields__)
         if self.intermediate_size is None:
             self.intermediate_size = -(-self.hidden_size // 6) * 16
         if self.num_key_value_heads is None:
@@ -153,6 +154,13 @@ class AniraConfig(PreTrainedConfig):
         """P + D * C + E: attention calls of a token that goes to `max_depth`, and slots of a cache."""
         return self.num_prelude_layers + self.max_depth * self.num_core_layers + self.num_coda_layers
 
+    @property
+    def head_sizes(self) -> tuple[int, int, int]:
+        """Query heads, key-value heads, and features of a head."""
+        assert self.num_key_value_heads is not None  # filled in on construction
+        assert self.head_dim is not None
+        return self.num_attention_heads, self.num_key_value_heads, self.head_dim
+
     def cache_slot(self, part: str, layer: int, iteration: int = 0) -> int:
         """The cache slot of one attention call; `part` is prelude, core or coda, `iteration` counts from 0 (core)."""
         core_slots = self.max_depth * self.num_core_layers
@@ -170,14 +178,12 @@ class AniraConfig(PreTrainedConfig):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
         for field in ("num_prelude_layers", "num_coda_layers"):
             require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        heads, kv_heads, head_dim = self.head_sizes
+        require(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of `num_attention_heads` ({heads})")
         require(
-            heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of `num_attention_heads` ({heads})"
-        )
-        require(
-            self.head_dim >= 2 and self.head_dim % 2 == 0,
+            head_dim >= 2 and head_dim % 2 == 0,
             "head_dim",
-            self.head_dim,
+            head_dim,
             "even and at least 2 (rotary positions turn pairs)",
         )
         require(
@@ -240,9 +246,7 @@ def check_exit_rule(
         f"iteration only with {[name for name, kind in DECIDERS.items() if kind.plans_ahead]}",
     )
     require(0 < exit_quantile <= 1, "exit_quantile", exit_quantile, "above 0 and at most 1")
-    require(
-        1 <= max_depth <= config.max_depth, "max_depth", max_depth, f"from 1 to the model's own {config.max_depth}"
-    )
+    require(1 <= max_depth <= config.max_depth, "max_depth", max_depth, f"from 1 to the model's own {config.max_depth}")
     require(1 <= min_depth <= max_depth, "min_depth", min_depth, f"from 1 to `max_depth` ({max_depth})")
 
 

@@ -89,15 +89,15 @@ def count_flops(
 
 def _layer_cost(config: "AniraConfig") -> int:
     """Projections and MLP of one layer, for one token."""
-    size, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-    assert kv_heads is not None and config.head_dim is not None and config.intermediate_size is not None
-    return 2 * size * (2 * (heads + kv_heads) * config.head_dim + 3 * config.intermediate_size)
+    heads, kv_heads, head_dim = config.head_sizes
+    assert config.intermediate_size is not None  # the config fills it in
+    return 2 * config.hidden_size * (2 * (heads + kv_heads) * head_dim + 3 * config.intermediate_size)
 
 
 def _attention_cost(config: "AniraConfig", keys: int) -> int:
     """Scores and weighted sum of one layer, for one query against `keys` keys."""
-    assert config.head_dim is not None
-    return 4 * config.num_attention_heads * config.head_dim * keys
+    heads, _, head_dim = config.head_sizes
+    return 4 * heads * head_dim * keys
 
 
 def _deepest_masked(config: "AniraConfig") -> int:

@@ -47,7 +47,8 @@ class Decider(nn.Module):
         """
         The logit of alpha^(d), the probability to exit after iteration d for a token that has not exited before.
 
-        A function of these states alone: an exited token's state is frozen, so its alpha stays as it was.
+        An exited token's state is frozen, so its alpha stays as it was. Hence a learned decider may look at `state`
+        alone, which training reads again after the exit; `previous` is for rules without weights.
 
         Args:
             state (..., H): h^(d).
@@ -64,7 +65,7 @@ class Decider(nn.Module):
         return 1, max_depth
 
 
-class _ExitHead(nn.Linear):
+class ExitHead(nn.Linear):
     """Output layer of a decider: starts at given logits, nearly whatever the state."""
 
     def __init__(self, in_features: int, initial_logits: list[float]) -> None:
@@ -77,7 +78,7 @@ class _ExitHead(nn.Linear):
 
 
 class _DeciderMLP(nn.Module):
-    """State (..., H) -> logits (..., len(initial_logits)) in fp32. The norm makes it blind to a state's growing size."""
+    """State (..., H) -> logits (..., outputs) in fp32. The norm makes it blind to the size of a state, which grows."""
 
     def __init__(self, config: "AniraConfig", initial_logits: list[float]) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class _DeciderMLP(nn.Module):
         self.eps = config.rms_norm_eps
         self.hidden = nn.Linear(config.hidden_size, width)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.exit_head = _ExitHead(width, initial_logits)
+        self.exit_head = ExitHead(width, initial_logits)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         state = F.rms_norm(state, state.shape[-1:], eps=self.eps)
@@ -195,5 +196,5 @@ def build_decider(config: "AniraConfig") -> Decider:
     with own_randomness("decider"):
         decider = DECIDERS[config.decider](config)
     for name, module in decider.named_modules():
-        module._decider_part = name or "decider"  # type: ignore[assignment]
+        module._decider_part = name or "decider"
     return decider

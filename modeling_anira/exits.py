@@ -22,8 +22,8 @@ class ExitRule:
     """
     How q becomes a depth.
 
-    A token exits at the first d whose CDF reaches u; the depth is then clamped to min_depth..max_depth. In training u is
-    the token's noise, whatever the rule.
+    A token exits at the first d whose CDF reaches u; the depth is then clamped to min_depth..max_depth. In training u
+    is the token's noise, whatever the rule.
     """
 
     name: str
@@ -153,7 +153,8 @@ class OnlineExits:
             self._active = torch.zeros_like(self._active)
             return  # all that is left exits here: alpha^(D) is not used
         logit = self.decider.exit_logit(tokens.select(state), tokens.select(previous), self.readout)
-        self._logits.append(tokens.update(logit, self._last_logit()))
+        # An exited token's alpha is that of its frozen state. In training it is read again, for the gradient to a.
+        self._logits.append(logit if self.differentiable else tokens.update(logit, self._last_logit()))
         self._log_survival = self._log_survival + F.logsigmoid(-self._logits[-1])
         if self.given_depths is not None:
             self._active = self.given_depths > depth
@@ -163,8 +164,11 @@ class OnlineExits:
     def log_q(self) -> torch.Tensor:
         """log q (B, T, D): log alpha^(d) + sum_{j<d} log(1 - alpha^(j)), and all that is left at D."""
         # Iterations that nobody took would have read alpha from frozen states, so it stays what it was.
-        logits = torch.stack(self._logits + [self._last_logit()] * (self.model_depth - 1 - len(self._logits)), -1) \
-            if self.model_depth > 1 else self._log_survival.new_zeros(*self.depths.shape, 0)
+        logits = (
+            torch.stack(self._logits + [self._last_logit()] * (self.model_depth - 1 - len(self._logits)), -1)
+            if self.model_depth > 1
+            else self._log_survival.new_zeros(*self.depths.shape, 0)
+        )
         survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
         return survival + F.pad(F.logsigmoid(logits), (0, 1))
 
@@ -215,11 +219,13 @@ def open_exits(
         return PlannedExits(given_depths, log_q)
     if not sampled:
         return PlannedExits(rule.depths(log_q, noise).masked_fill(~real, 0), log_q)
+    assert noise is not None  # a decider that samples is given its noise
     soft = gumbel_softmax(log_q, noise, temperature)
     depths = (soft.argmax(-1) + 1).clamp(rule.min_depth, rule.max_depth)
     # P(depth > d); below min_depth it is 1 whatever q says.
     soft_survival = 1 - soft.cumsum(-1)
     if rule.min_depth > 1:
-        soft_survival = torch.cat([torch.ones_like(soft_survival[..., : rule.min_depth - 1]),
-                                   soft_survival[..., rule.min_depth - 1 :]], -1)
+        soft_survival = torch.cat(
+            [torch.ones_like(soft_survival[..., : rule.min_depth - 1]), soft_survival[..., rule.min_depth - 1 :]], -1
+        )
     return PlannedExits(depths.masked_fill(~real, 0), log_q, soft_survival)

@@ -32,8 +32,8 @@ class TokenSet(Protocol):
         self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None, overwrite: bool = False
     ) -> torch.Tensor:
         """
-        The freeze, h^(d) = a R(h^(d-1)) + (1 - a) h^(d-1) (paper section 3.1): `new` where a token is active, `old` where
-        it has exited.
+        The freeze, h^(d) = a R(h^(d-1)) + (1 - a) h^(d-1) (paper section 3.1): `new` where a token is active, `old`
+        where it has exited.
 
         Applied to states, and just so to keys and values. As an exited token's stay those of its last iteration, this
         is the visible-KV rule too: whoever attends in iteration d reads the key and value that token j made in
@@ -50,7 +50,7 @@ class TokenSet(Protocol):
         """
 
     def update(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-        """`new` (as `select` gives it) at the computed tokens, `old` (B, T) elsewhere, without a. Returns (B, T)."""
+        """`new` (as `select` gives it) at active tokens, `old` (B, T) elsewhere, whatever a. Returns (B, T)."""
 
     def attend(
         self,
@@ -122,11 +122,16 @@ class MaskedTokens(AllTokens):
         # lerp is exact where the weight is 0 or 1, and its gradient to the weight is new - old.
         return torch.lerp(old.to(new.dtype), new, weight.to(new.dtype).view(*weight.shape, *features))
 
+    def update(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.active, new, old)
+
 
 class PackedTokens:
     """Only the active tokens are computed, gathered into one flat batch; exited ones cost nothing."""
 
-    def __init__(self, index: torch.Tensor, shape: tuple[int, int], attention_mask: torch.Tensor | None, past: int):
+    def __init__(
+        self, index: torch.Tensor, shape: tuple[int, int], attention_mask: torch.Tensor | None, past: int
+    ) -> None:
         """
         Args:
             index (N,): Positions of the active tokens in the flattened (B * T), ascending, at least one.

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -28,8 +27,8 @@ from transformers.utils.generic import can_return_tuple
 from .checks import check_cache, check_exit_depths, check_exit_noise, check_input_ids, check_keywords, refuse
 from .configuration_anira import AniraConfig, check_exit_rule
 from .cost import Flops, count_flops
-from .deciders import Readout, build_decider, own_randomness
-from .exits import Exits, ExitRule, draw_noise, noise_shape, open_exits
+from .deciders import ExitHead, Readout, build_decider, own_randomness
+from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
 from .freeze import AllTokens, TokenSet, masked_tokens, packed_tokens
 from .objective import compute_loss, expected_depth
 
@@ -44,18 +43,18 @@ class AniraModelOutput(BaseModelOutputWithPast):
     Args:
         last_hidden_state (`(B, T, H)`): After the final norm.
         past_key_values: The cache, one slot for every attention call.
-        hidden_states: With `output_hidden_states=True`, 1 + P + D + E tensors `(B, T, H)`: the embeddings, the output of
-            each prelude layer, h^(1)..h^(D) (frozen where a token has exited), the output of each coda layer; the last
-            one after the final norm.
+        hidden_states: With `output_hidden_states=True`, 1 + P + D + E tensors `(B, T, H)`: the embeddings, the output
+            of each prelude layer, h^(1)..h^(D) (frozen where a token has exited), the output of each coda layer; the
+            last one after the final norm.
         attentions: With `output_attentions=True`, one tensor `(B, heads, T, S)` for every attention call.
         exit_depths (`(B, T)` int64): Iterations that each token got, 1..D; 0 at padding.
         expected_depth (`(B, T)` float): sum_d d q(d); 0 at padding.
         exit_log_probs (`(B, T, D)` float): log q, with `output_exit_log_probs=True`; -inf at padding.
     """
 
-    exit_depths: torch.LongTensor | None = None
-    expected_depth: torch.FloatTensor | None = None
-    exit_log_probs: torch.FloatTensor | None = None
+    exit_depths: torch.Tensor | None = None
+    expected_depth: torch.Tensor | None = None
+    exit_log_probs: torch.Tensor | None = None
 
 
 @dataclass
@@ -72,11 +71,11 @@ class AniraCausalLMOutput(CausalLMOutputWithPast):
     The other fields are those of [`AniraModelOutput`].
     """
 
-    ce_loss: torch.FloatTensor | None = None
-    compute_loss: torch.FloatTensor | None = None
-    exit_depths: torch.LongTensor | None = None
-    expected_depth: torch.FloatTensor | None = None
-    exit_log_probs: torch.FloatTensor | None = None
+    ce_loss: torch.Tensor | None = None
+    compute_loss: torch.Tensor | None = None
+    exit_depths: torch.Tensor | None = None
+    expected_depth: torch.Tensor | None = None
+    exit_log_probs: torch.Tensor | None = None
 
 
 class AniraRMSNorm(nn.Module):
@@ -99,6 +98,7 @@ class AniraMLP(nn.Module):
 
     def __init__(self, config: AniraConfig) -> None:
         super().__init__()
+        assert config.intermediate_size is not None  # the config fills it in
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
@@ -134,7 +134,8 @@ class AniraRotaryEmbedding(nn.Module):
     ) -> tuple[torch.Tensor, float]:
         """Inverse frequencies (F / 2,) in radians a token, and the scale of cosines and sines."""
         base = config.rope_parameters["rope_theta"]  # type: ignore[index]
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device=device) / config.head_dim
+        head_dim = config.head_sizes[2]
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=device) / head_dim
         return 1.0 / base**exponents, 1.0
 
     @torch.no_grad()
@@ -195,13 +196,12 @@ class AniraAttention(nn.Module):
     def __init__(self, config: AniraConfig) -> None:
         super().__init__()
         self.config = config
-        self.head_dim: int = config.head_dim  # type: ignore[assignment]
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads  # type: ignore[operator]
+        num_heads, num_kv_heads, self.head_dim = config.head_sizes
+        self.num_key_value_groups = num_heads // num_kv_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = float(config.attention_dropout)
         self.is_causal = True
-        query_size = config.num_attention_heads * self.head_dim
-        key_size = config.num_key_value_heads * self.head_dim  # type: ignore[operator]
+        query_size, key_size = num_heads * self.head_dim, num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
@@ -333,7 +333,7 @@ class AniraPreTrainedModel(PreTrainedModel):
             return
         with own_randomness(part):
             super()._init_weights(module)
-            if hasattr(module, "start"):
+            if isinstance(module, ExitHead):
                 module.start()
 
     def flops(
@@ -379,14 +379,14 @@ class AniraModel(AniraPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        exit_depths: torch.LongTensor | None = None,
-        exit_noise: torch.FloatTensor | None = None,
+        exit_depths: torch.Tensor | None = None,
+        exit_noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         min_depth: int | None = None,
         max_depth: int | None = None,
@@ -419,10 +419,12 @@ class AniraModel(AniraPreTrainedModel):
         check_keywords(kwargs)
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
-            refuse("input_ids", "given together with `inputs_embeds`, or neither is", "exactly one of the two")
-        if inputs_embeds is None:
+            found = "neither given nor" if input_ids is None else "given together with"
+            refuse("input_ids", f"{found} `inputs_embeds`", "the one or the other")
+        if input_ids is not None:
             check_input_ids(input_ids, config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
+        assert inputs_embeds is not None
         shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
 
         if use_cache is None:
@@ -441,7 +443,7 @@ class AniraModel(AniraPreTrainedModel):
         check_exit_depths(exit_depths, shape, real, config.max_depth)
         packed = self._execution(output_attentions, exit_depths) == "packed"
 
-        mask = create_causal_mask(
+        mask: Any = create_causal_mask(
             config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -519,7 +521,8 @@ class AniraModel(AniraPreTrainedModel):
             rotation = (tokens.select(run.rotation[0]), tokens.select(run.rotation[1]))
             for index, layer in enumerate(self.core):
                 slot = config.cache_slot("core", index, depth - 1)
-                hidden, *kv[index] = run.call(layer, hidden, kv[index], weight, tokens, rotation, slot)
+                hidden, key, value = run.call(layer, hidden, kv[index], weight, tokens, rotation, slot)
+                kv[index] = (key, value)
             previous, state = state, tokens.freeze(hidden, state, weight)
             exits.observe(depth, state, previous, tokens)
             if run.hidden_states is not None:
@@ -543,8 +546,7 @@ class AniraModel(AniraPreTrainedModel):
                 continue
             for index, (key, value) in enumerate(kv):
                 if key is None or value is None:  # a batch of nothing but padding
-                    empty = run.rotation[0].new_zeros(*shape, config.num_key_value_heads, config.head_dim)
-                    key = value = empty
+                    key = value = run.rotation[0].new_zeros(*shape, *config.head_sizes[1:])
                 slot = config.cache_slot("core", index, iteration)
                 run.past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), slot)
 
@@ -693,15 +695,15 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        exit_depths: torch.LongTensor | None = None,
-        exit_noise: torch.FloatTensor | None = None,
+        exit_depths: torch.Tensor | None = None,
+        exit_noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         min_depth: int | None = None,
         max_depth: int | None = None,
@@ -710,7 +712,7 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
         output_exit_log_probs: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.LongTensor | None = None,
+        shift_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> AniraCausalLMOutput:
         r"""
@@ -743,10 +745,13 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        assert outputs.last_hidden_state is not None
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
 
         loss = ce_loss = kl_loss = None
         if labels is not None:
+            assert outputs.exit_log_probs is not None
+            assert outputs.exit_depths is not None
             ce_loss = self.loss_function(
                 logits=logits,
                 labels=labels,

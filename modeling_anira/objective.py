@@ -35,8 +35,8 @@ def compute_loss(
     """
     The KL term: its mean over real tokens, times this micro-batch's share of the batch.
 
-    The share, `num_labels / num_items_in_batch`, is that of the cross-entropy. Summed over micro-batches whose rows have
-    the same proportion of labels, the term is then what one large batch gives.
+    The share, `num_labels / num_items_in_batch`, is that of the cross-entropy. Summed over micro-batches whose rows
+    have the same proportion of labels, the term is then what one large batch gives.
 
     Args:
         log_q (B, T, D).
