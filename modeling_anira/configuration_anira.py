@@ -131,7 +131,7 @@ class AniraConfig(PreTrainedConfig):
             self.num_hidden_layers = self.num_attention_calls
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_unknown_fields(kwargs, self.__dataclass_fields__)
+        check_unknown_fields((name for name in kwargs if not hasattr(self, name)), self.__dataclass_fields__)
         if self.intermediate_size is None:
             self.intermediate_size = -(-self.hidden_size // 6) * 16
         if self.num_key_value_heads is None:

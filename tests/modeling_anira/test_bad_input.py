@@ -1,0 +1,138 @@
+"""Bad input is refused at once, with the field or argument, its value and what is allowed."""
+
+import pytest
+import torch
+from cases import make_batch, run, small_config, small_model
+from transformers import AutoConfig, DynamicCache, StaticCache
+
+from modeling_anira import AniraConfig, AniraForCausalLM
+
+BAD_CONFIGS = [
+    ({"max_depth": 0}, ["max_depth", "0", "at least 1"]),
+    ({"vocab_size": 0}, ["vocab_size", "0", "at least 1"]),
+    ({"num_core_layers": 0}, ["num_core_layers", "0", "at least 1"]),
+    ({"num_prelude_layers": -1}, ["num_prelude_layers", "-1", "at least 0"]),
+    ({"hidden_size": 64, "num_attention_heads": 6}, ["num_attention_heads", "6", "divisor", "64"]),
+    ({"num_attention_heads": 0}, ["num_attention_heads", "0"]),
+    ({"num_attention_heads": 4, "num_key_value_heads": 3}, ["num_key_value_heads", "3", "divisor", "4"]),
+    ({"head_dim": 7}, ["head_dim", "7", "even"]),
+    ({"decider": "late"}, ["decider", "late", "early", "online", "fixed", "stability"]),
+    ({"exit_rule": "always"}, ["exit_rule", "always", "quantile", "sample", "mode"]),
+    ({"exit_rule": "mode", "decider": "online"}, ["exit_rule", "mode", "online", "early"]),
+    ({"exit_quantile": 0}, ["exit_quantile", "0", "above 0"]),
+    ({"exit_quantile": 1.5}, ["exit_quantile", "1.5", "at most 1"]),
+    ({"min_depth": 5, "max_depth": 4}, ["min_depth", "5", "max_depth", "4"]),
+    ({"min_depth": 0}, ["min_depth", "0"]),
+    ({"decider": "fixed", "fixed_depth": 9}, ["fixed_depth", "9", "8"]),
+    ({"gumbel_temperature": 0}, ["gumbel_temperature", "0", "above 0"]),
+    ({"prior_base": -1.0}, ["prior_base", "-1.0", "above 0"]),
+    ({"compute_weight": -0.1}, ["compute_weight", "-0.1", "at least 0"]),
+    ({"stability_criterion": "loss"}, ["stability_criterion", "loss", "state", "distribution"]),
+    ({"input_injection": "mul"}, ["input_injection", "mul", "none", "add", "concat"]),
+    ({"execution": "fast"}, ["execution", "fast", "auto", "packed", "masked"]),
+    ({"hidden_act": "sillu"}, ["hidden_act", "sillu", "silu"]),
+    ({"attention_dropout": 1.0}, ["attention_dropout", "1.0", "[0, 1)"]),
+    ({"num_hidden_layers": 12}, ["num_hidden_layers", "12", "18"]),
+    ({"max_depht": 4}, ["max_depht", "max_depth"]),
+    ({"max_depth": "4"}, ["max_depth", "int", "str"]),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), BAD_CONFIGS, ids=[str(settings) for settings, _ in BAD_CONFIGS])
+def test_config_refuses(settings, words):
+    with pytest.raises(Exception) as error:  # noqa: PT011 - transformers' strict configs raise their own kind
+        AniraConfig(**settings)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_config_fields_set_later_are_checked_when_a_model_is_built():
+    config = small_config()
+    config.min_depth = 9
+    with pytest.raises(Exception, match="min_depth"):
+        AniraForCausalLM(config)
+
+
+def test_layer_count_follows_fields_set_later(tmp_path):
+    """`from_pretrained(max_depth=...)` sets fields after construction: the cache once stayed as large as before."""
+    small_config(max_depth=4).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path, max_depth=6)
+    assert config.num_hidden_layers == config.num_attention_calls == 1 + 6 * 2 + 1
+    assert len(DynamicCache(config=config).layers) == 14
+
+
+MODEL = small_model(max_depth=4)
+IDS = torch.ones(2, 3, dtype=torch.int64)
+DEPTHS = torch.full((2, 3), 2)
+BAD_CALLS = [
+    ({"input_ids": IDS + 22}, ["input_ids", "23", "row 0, token 0", "0 to 22"]),
+    ({"input_ids": -IDS}, ["input_ids", "-1"]),
+    ({"input_ids": IDS[0]}, ["input_ids", "(3,)", "batch, tokens"]),
+    ({"input_ids": None}, ["input_ids", "inputs_embeds"]),
+    ({"inputs_embeds": torch.zeros(2, 3, 16)}, ["input_ids", "inputs_embeds", "together"]),
+    ({"attention_mask": IDS[:, :2]}, ["attention_mask", "(2, 2)", "3"]),
+    ({"exit_depths": DEPTHS[:, :2]}, ["exit_depths", "(2, 2)", "(2, 3)"]),
+    ({"exit_depths": DEPTHS.float()}, ["exit_depths", "float32", "int64"]),
+    ({"exit_depths": DEPTHS * 0}, ["exit_depths", "0 at row 0, token 0", "from 1 to 4"]),
+    ({"exit_depths": DEPTHS + 3}, ["exit_depths", "5", "from 1 to 4"]),
+    ({"exit_depths": DEPTHS, "attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])}, ["exit_depths", "0 at padding"]),
+    ({"exit_depths": DEPTHS, "max_depth": 2}, ["max_depth", "exit_depths"]),
+    ({"min_depth": 3, "max_depth": 2}, ["min_depth", "3", "2"]),
+    ({"max_depth": 5}, ["max_depth", "5", "4"]),
+    ({"exit_quantile": 0.0}, ["exit_quantile", "0.0"]),
+    ({"exit_rule": "mode"}, ["exit_rule", "mode", "early"]),
+    ({"exit_rule": "often"}, ["exit_rule", "often"]),
+    ({"exit_rule": "sample", "exit_noise": torch.rand(2, 4)}, ["exit_noise", "(2, 4)", "(2, 3)"]),
+    ({"exit_rule": "sample", "exit_noise": torch.ones(2, 3)}, ["exit_noise", "1.0", "[0, 1)"]),
+    ({"exit_noise": torch.rand(2, 3)}, ["exit_noise", "left out", "sample"]),
+    ({"past_key_values": DynamicCache(config=small_config(max_depth=5))}, ["past_key_values", "12 slots", "10 slots"]),
+    ({"past_key_values": StaticCache(config=small_config(max_depth=3), max_cache_len=8)}, ["8 slots", "max_depth=4"]),
+    ({"past_key_values": ((),)}, ["past_key_values", "tuple", "DynamicCache"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_CALLS, ids=[f"{i}-{list(a)}" for i, (a, _) in enumerate(BAD_CALLS)])
+def test_forward_refuses(arguments, words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the words below are the match
+        MODEL(**{"input_ids": IDS, **arguments})
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_cache_of_another_width_or_batch_is_refused():
+    other = small_model(max_depth=4, num_attention_heads=4)
+    cache = other(IDS, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"past_key_values.*head_dim"):
+        MODEL(IDS, past_key_values=cache)
+    cache = MODEL(IDS, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="past_key_values"):
+        MODEL(IDS[:1], past_key_values=cache)
+
+
+def test_a_misspelt_argument_is_not_swallowed():
+    with pytest.raises(TypeError, match=r"exit_dephts.*exit_depths"):
+        MODEL(IDS, exit_dephts=DEPTHS)
+
+
+def test_packed_training_of_a_learned_decider_is_refused():
+    model = small_model().train()
+    with pytest.raises(ValueError, match=r"execution.*packed.*masked"):
+        run(model, make_batch(0, [(0, 0)], 4, 4), "packed")
+    run(small_model(decider="fixed").train(), make_batch(0, [(0, 0)], 4, 4), "packed")
+
+
+def test_attention_weights_of_a_packed_run_are_refused():
+    model = small_model()
+    model.set_attn_implementation("eager")
+    batch = make_batch(0, [(0, 0)], 4, 4)
+    with pytest.raises(ValueError, match=r"output_attentions.*masked"):
+        run(model, batch, "packed", output_attentions=True)
+    attentions = run(model, batch, "auto", output_attentions=True).attentions
+    assert len(attentions) == model.config.num_hidden_layers
+    assert attentions[0].shape == (1, 2, 4, 4)
+
+
+def test_training_noise_of_the_wrong_kind_is_refused():
+    batch = make_batch(0, [(0, 0)], 4, 4)
+    with pytest.raises(ValueError, match=r"exit_noise.*\(1, 4\).*\(1, 4, 4\)"):
+        run(small_model(decider="early").train(), batch, exit_noise=batch.noise)
