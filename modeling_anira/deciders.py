@@ -20,6 +20,12 @@ from transformers.activations import ACT2FN
 if TYPE_CHECKING:
     from .configuration_anira import AniraConfig
 
+
+def at_least_fp32(values: torch.Tensor) -> torch.Tensor:
+    """Half precision is raised to fp32 where sums and thresholds need it; fp32 and fp64 stay as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 Readout = Callable[[torch.Tensor], torch.Tensor]  # state (..., H) -> logits over the vocabulary (..., V)
 
 
@@ -90,7 +96,7 @@ class _DeciderMLP(nn.Module):
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         state = F.rms_norm(state, state.shape[-1:], eps=self.eps)
-        return self.exit_head(self.act_fn(self.hidden(state))).float()
+        return at_least_fp32(self.exit_head(self.act_fn(self.hidden(state))))
 
 
 class EarlyDecider(Decider):
@@ -159,13 +165,13 @@ class StabilityDecider(Decider):
     def change(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
         """How far a token moved in an iteration, by `config.stability_criterion`: (..., H), (..., H) -> (...)."""
         if self.config.stability_criterion == "state":
-            state, previous = state.float(), previous.float()
+            state, previous = at_least_fp32(state), at_least_fp32(previous)
             return (state - previous).norm(dim=-1) / previous.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         if readout is None:
             raise ValueError(
                 "`stability_criterion` is 'distribution', which reads the LM head: use AniraForCausalLM, or 'state'."
             )
-        log_p, log_previous = (F.log_softmax(readout(x).float(), dim=-1) for x in (state, previous))
+        log_p, log_previous = (F.log_softmax(at_least_fp32(readout(x)), dim=-1) for x in (state, previous))
         return F.kl_div(log_previous, log_p, reduction="none", log_target=True).sum(-1)
 
 

@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from .checks import check_cache, check_exit_depths, check_exit_noise, check_input_ids, check_keywords, refuse
 from .configuration_anira import AniraConfig, check_exit_rule
 from .cost import Flops, count_flops
-from .deciders import ExitHead, Readout, build_decider, own_randomness
+from .deciders import ExitHead, Readout, at_least_fp32, build_decider, own_randomness
 from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
 from .freeze import AllTokens, TokenSet, masked_tokens, packed_tokens
 from .objective import compute_loss, expected_depth
@@ -88,7 +88,7 @@ class AniraRMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., H) -> (..., H)."""
-        states = hidden_states.float()
+        states = at_least_fp32(hidden_states)
         states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * states.to(hidden_states.dtype)
 
@@ -184,7 +184,7 @@ def eager_attention_forward(
     scores = torch.matmul(query, repeat_kv(key, repeats).transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.softmax(at_least_fp32(scores), dim=-1).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     outputs = torch.matmul(weights, repeat_kv(value, repeats))
     return outputs.transpose(1, 2).contiguous(), weights

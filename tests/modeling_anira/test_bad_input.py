@@ -91,7 +91,9 @@ BAD_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), BAD_CALLS, ids=[f"{i}-{list(a)}" for i, (a, _) in enumerate(BAD_CALLS)])
+@pytest.mark.parametrize(
+    ("arguments", "words"), BAD_CALLS, ids=[f"{i}-{list(a)}" for i, (a, _) in enumerate(BAD_CALLS)]
+)
 def test_forward_refuses(arguments, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the words below are the match
         MODEL(**{"input_ids": IDS, **arguments})

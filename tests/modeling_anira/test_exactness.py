@@ -68,7 +68,9 @@ def assert_row_alone(model, batch, row: int, output) -> None:
     where = batch.real[row].nonzero().flatten()
     tokens = slice(int(where[0]), int(where[-1]) + 1)
     alone = model(batch.input_ids[row : row + 1, tokens], **cut(batch.options, tokens, row))
-    inside = ModelOutput(logits=output.logits[row : row + 1, tokens], exit_depths=output.exit_depths[row : row + 1, tokens])
+    inside = ModelOutput(
+        logits=output.logits[row : row + 1, tokens], exit_depths=output.exit_depths[row : row + 1, tokens]
+    )
     assert_agree(inside, alone, torch.ones_like(alone.exit_depths, dtype=torch.bool), f"row {row} padded = alone")
 
 

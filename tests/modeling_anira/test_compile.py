@@ -1,0 +1,67 @@
+"""`torch.compile` of masked execution, without a graph break."""
+
+import pytest
+import torch
+from cases import make_batch, small_model
+
+DECIDERS = ["early", "online", "fixed", "stability"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch.compiler.reset()
+
+
+def compiled(model, backend):
+    """`fullgraph=True` raises on a graph break."""
+    return torch.compile(model, backend=backend, fullgraph=True, dynamic=False)
+
+
+@pytest.mark.parametrize("decider", DECIDERS)
+@pytest.mark.parametrize("padding", [[(0, 0), (0, 0)], [(2, 0), (0, 1)]])
+def test_inference_compiles_whole_and_agrees(decider, padding):
+    model = small_model(decider=decider, max_depth=3)
+    batch = make_batch(0, padding, 6, 3)
+    arguments = {"attention_mask": batch.attention_mask, "use_cache": False}
+    with torch.no_grad():
+        plain = model(batch.input_ids, **arguments)
+        fast = compiled(model, "aot_eager")(batch.input_ids, **arguments)
+    assert torch.equal(plain.exit_depths[batch.real], fast.exit_depths[batch.real])
+    assert torch.allclose(plain.logits[batch.real], fast.logits[batch.real], atol=1e-4)
+
+
+@pytest.mark.parametrize("decider", ["early", "online", "fixed"])
+def test_training_compiles_whole_and_agrees(decider):
+    model = small_model(decider=decider, max_depth=3).train()
+    batch = make_batch(0, [(2, 0), (0, 1)], 6, 3, noise_depth=3 if decider == "early" else 0)
+    labels = batch.input_ids.masked_fill(~batch.real, -100)
+    arguments = {"attention_mask": batch.attention_mask, "labels": labels, "exit_noise": batch.noise}
+    results = []
+    for step in (model, compiled(model, "aot_eager")):
+        model.zero_grad()
+        loss = step(batch.input_ids, **arguments).loss
+        loss.backward()
+        results.append((loss.detach(), [p.grad.clone() for p in model.parameters()]))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-5)
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("decider", ["early", "online"])
+def test_noise_is_drawn_inside_a_compiled_step(decider):
+    model = small_model(decider=decider, max_depth=3).train()
+    step = compiled(model, "aot_eager")
+    ids = torch.ones(8, 8, dtype=torch.int64)
+    depths = [step(ids).exit_depths for _ in range(2)]
+    assert not torch.equal(*depths)
+
+
+def test_inductor_agrees():
+    model = small_model(decider="online", max_depth=2, num_core_layers=1, num_prelude_layers=0)
+    batch = make_batch(0, [(0, 0), (1, 0)], 6, 2)
+    arguments = {"attention_mask": batch.attention_mask, "use_cache": False}
+    with torch.no_grad():
+        plain = model(batch.input_ids, **arguments)
+        fast = compiled(model, "inductor")(batch.input_ids, **arguments)
+    assert torch.equal(plain.exit_depths[batch.real], fast.exit_depths[batch.real])
+    assert torch.allclose(plain.logits[batch.real], fast.logits[batch.real], atol=1e-4)
