@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import print_report, time_side_by_side
+from timing import Timing, print_report, time_side_by_side
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
@@ -30,9 +30,8 @@ def main() -> None:
     input_ids = torch.randint(VOCAB, shape, device=device)
 
     anira = make_model(AniraForCausalLM, make_config(args), device, dtype)
-    depths = draw_depths(shape, args.max_depth, device)
-    full = torch.full_like(depths, args.max_depth)
-    print_report("packed prefill", measure_prefill(anira, input_ids, depths, full, args.repeats), device)
+    patterns = draw_depths(shape, args.max_depth, device)
+    print_report("packed prefill", measure_prefill(anira, input_ids, patterns, args.repeats), device)
 
     llama = make_model(LlamaForCausalLM, matching_llama(anira.config), device, dtype)
     print_report("fixed against Llama, forward", measure_forward(anira, llama, input_ids, args.repeats), device)
@@ -47,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-depth", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     return parser.parse_args()
 
 
@@ -83,48 +82,44 @@ def matching_llama(config: AniraConfig) -> LlamaConfig:
     )
 
 
-def draw_depths(shape: tuple[int, int], max_depth: int, device: torch.device) -> torch.Tensor:
-    """Depths 1..max_depth of mean max_depth / 3, each token on its own: binomial, so that all depths occur."""
+def draw_depths(shape: tuple[int, int], max_depth: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Depths (B, T) of mean about max_depth / 3, each token on its own: around the mean, and with a long tail."""
     generator = torch.Generator().manual_seed(0)
     tries = torch.full(shape, float(max_depth - 1))
     chance = torch.full(shape, (max_depth / 3 - 1) / (max_depth - 1))
-    return (1 + torch.binomial(tries, chance, generator=generator).long()).to(device)
+    around = 1 + torch.binomial(tries, chance, generator=generator).long()
+    # A geometric of this mean, cut off at max_depth, has a mean a little below.
+    tail = torch.empty(shape).geometric_(3 / max_depth, generator=generator).long().clamp(max=max_depth)
+    return {"packed, depths around D/3": around.to(device), "packed, depths with a long tail": tail.to(device)}
 
 
 @torch.no_grad()
 def measure_prefill(
-    model: AniraForCausalLM, input_ids: torch.Tensor, depths: torch.Tensor, full: torch.Tensor, repeats: int
+    model: AniraForCausalLM, input_ids: torch.Tensor, patterns: dict[str, torch.Tensor], repeats: int
 ) -> list[dict[str, Any]]:
-    """Packed execution at `depths` and at `full`, and masked at `depths`."""
-
-    def run(execution: str, exit_depths: torch.Tensor) -> None:
-        model.config.execution = execution
-        model(input_ids, exit_depths=exit_depths, use_cache=False)
-
-    seconds = time_side_by_side(
-        {
-            "packed, all at D": partial(run, "packed", full),
-            "packed": partial(run, "packed", depths),
-            "masked": partial(run, "masked", depths),
-        },
-        repeats,
-        input_ids.device,
-    )
+    """Packed execution at each pattern of depths, and at D."""
+    full = torch.full_like(input_ids, model.config.max_depth)
+    model.config.execution = "packed"
+    runs = {
+        name: partial(model, input_ids, exit_depths=depths, use_cache=False)
+        for name, depths in {"all at D": full, **patterns}.items()
+    }
+    timings = time_side_by_side(runs, "all at D", repeats, input_ids.device)
     model.config.execution = "auto"
-    cost, full_cost = model.flops(depths), model.flops(full)
-    base = seconds["packed, all at D"]
     rows = []
-    for name, used in seconds.items():
-        possible = full_cost.needed / cost.needed if name == "packed" else 1.0
+    for name, timing in timings.items():
+        depths = patterns.get(name, full)
+        cost = model.flops(depths)
+        possible = model.flops(full).needed / cost.needed
         rows.append(
             {
                 "run": name,
-                "mean depth": float((full if name.endswith("D") else depths).float().mean()),
-                "seconds": used,
-                "speed-up": base / used,
+                "mean depth": float(depths.float().mean()),
+                "seconds": timing.seconds,
+                "speed-up": timing.speedup,
                 "possible by FLOPs": possible,
-                "share": base / used / possible,
-                "waste": cost.waste / cost.total if name == "packed" else 0.0,
+                "share": timing.speedup / possible,
+                "waste": cost.waste / cost.total,
             }
         )
     return rows
@@ -134,13 +129,13 @@ def measure_prefill(
 def measure_forward(anira: nn.Module, llama: nn.Module, input_ids: torch.Tensor, repeats: int) -> list[dict[str, Any]]:
     """Tokens per second of both, forward without cache."""
     runs = {name: partial(model.eval(), input_ids, use_cache=False) for name, model in _pair(anira, llama)}
-    return _against_llama(time_side_by_side(runs, repeats, input_ids.device), input_ids.numel())
+    return _against_llama(time_side_by_side(runs, "Llama", repeats, input_ids.device), input_ids.numel())
 
 
 def measure_step(anira: nn.Module, llama: nn.Module, input_ids: torch.Tensor, repeats: int) -> list[dict[str, Any]]:
     """Tokens per second of both, forward and backward with labels and an AdamW step."""
     runs = {name: make_step(model.train(), input_ids) for name, model in _pair(anira, llama)}
-    return _against_llama(time_side_by_side(runs, repeats, input_ids.device), input_ids.numel())
+    return _against_llama(time_side_by_side(runs, "Llama", repeats, input_ids.device), input_ids.numel())
 
 
 def make_step(model: nn.Module, input_ids: torch.Tensor) -> Callable[[], None]:
@@ -159,10 +154,15 @@ def _pair(anira: nn.Module, llama: nn.Module) -> list[tuple[str, nn.Module]]:
     return [("ANIRA fixed", anira), ("Llama", llama)]
 
 
-def _against_llama(seconds: dict[str, float], tokens: int) -> list[dict[str, Any]]:
+def _against_llama(timings: dict[str, Timing], tokens: int) -> list[dict[str, Any]]:
     return [
-        {"model": name, "seconds": used, "tokens/s": round(tokens / used), "against Llama": seconds["Llama"] / used}
-        for name, used in seconds.items()
+        {
+            "model": name,
+            "seconds": timing.seconds,
+            "tokens/s": round(tokens / timing.seconds),
+            "against Llama": timing.speedup,
+        }
+        for name, timing in timings.items()
     ]
 
 

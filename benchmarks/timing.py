@@ -5,21 +5,29 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 
 
-def time_side_by_side(
-    alternatives: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Timing:
     """
-    Runs the alternatives in turn, `repeats` rounds after one warm-up round.
+    Args:
+        seconds: Median over the rounds.
+        speedup: Median over the rounds of (the base's time / this one's) in the same round.
+    """
 
-    Returns:
-        The median time of each, in seconds.
-    """
+    seconds: float
+    speedup: float
+
+
+def time_side_by_side(
+    alternatives: Mapping[str, Callable[[], Any]], base: str, repeats: int, device: torch.device
+) -> dict[str, Timing]:
+    """Runs the alternatives in turn, `repeats` rounds after one warm-up round, and compares each with `base`."""
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for round_number in range(repeats + 1):
         for name, run in alternatives.items():
@@ -29,7 +37,13 @@ def time_side_by_side(
             _synchronize(device)
             if round_number:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        name: Timing(
+            seconds=statistics.median(times),
+            speedup=statistics.median(b / t for b, t in zip(seconds[base], times, strict=True)),
+        )
+        for name, times in seconds.items()
+    }
 
 
 def print_report(title: str, rows: list[dict[str, Any]], device: torch.device) -> None:

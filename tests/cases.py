@@ -1,5 +1,6 @@
 """Random models, batches and exit patterns for the tests, and what it means that two runs agree."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -161,7 +162,7 @@ def _nearly_stable(model, batch: Batch, output) -> torch.Tensor:
     readout = lambda state: model.lm_head(model.model.norm(state))  # noqa: E731
     decider, near = model.model.decider, torch.zeros(batch.real.shape, dtype=torch.bool)
     # The last state recorded may be the final norm's (no coda): that iteration decides nothing.
-    for previous, state in list(zip(states, states[1:], strict=False))[:-1]:
+    for previous, state in list(itertools.pairwise(states))[:-1]:
         change = decider.change(state, previous, readout)
         near |= (change / model.config.stability_threshold - 1).abs() < 1e-3
     return (near & batch.real).any(-1)

@@ -1,5 +1,6 @@
 """Deciders, the exit rule, and that models differ in nothing but the decider."""
 
+import itertools
 import math
 
 import pytest
@@ -187,7 +188,7 @@ def test_stability_by_distribution_reads_the_head():
     batch = make_batch(0, [(0, 0)] * 4, 8, 6)
     output = run(model, batch, output_hidden_states=True)
     readouts = [model.lm_head(model.model.norm(state)).log_softmax(-1) for state in output.hidden_states[1:8]]
-    change = torch.stack([(p.exp() * (p - r)).sum(-1) for r, p in zip(readouts, readouts[1:], strict=False)])
+    change = torch.stack([(p.exp() * (p - r)).sum(-1) for r, p in itertools.pairwise(readouts)])
     stable = torch.cat((change[:-1] < 0.05, torch.ones(1, 4, 8, dtype=torch.bool)))
     assert torch.equal(output.exit_depths, stable.int().argmax(0) + 1)
     assert output.exit_depths.unique().numel() > 1

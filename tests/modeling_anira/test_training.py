@@ -251,8 +251,8 @@ def ring_model(decider: str) -> AniraForCausalLM:
     """
     A backbone whose iterations do one known thing: each turns a ring of eight features by one step.
 
-    Attention is switched off, the MLP moves mass from a feature to the next, and the head reads the ring, so a token that
-    must say "1" needs 1 iteration and one that must say "4" needs 4, no more and no less. Only the decider is left to learn.
+    Attention is switched off, the MLP moves mass from a feature to the next, and the head reads the ring: a token that
+    must say "1" needs 1 iteration and one that must say "4" needs 4, no more and no less. Only the decider can learn.
     Features 0-7 are the ring, 8-9 tell the two classes apart, 10 is a constant that opens the MLP's gates.
     """
     torch.manual_seed(0)
