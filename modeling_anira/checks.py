@@ -64,11 +64,21 @@ def check_unknown_fields(unknown: Iterable[str], fields: Iterable[str]) -> None:
             refuse(name, "not a field of AniraConfig", f"spelt `{near[0]}`, if that is meant")
 
 
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether values can be looked at: not while a graph is compiled, and not on the meta device."""
+    return not torch.compiler.is_compiling() and not tensor.is_meta
+
+
 def check_input_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
     """Ids (B, T) must be two-dimensional and name tokens of the vocabulary."""
-    if torch.compiler.is_compiling():
+    require(
+        input_ids.dim() == 2 and input_ids.shape[1] > 0,
+        "input_ids",
+        tuple(input_ids.shape),
+        "of shape (batch, tokens), with at least one token",
+    )
+    if not readable(input_ids):
         return
-    require(input_ids.dim() == 2, "input_ids", tuple(input_ids.shape), "of shape (batch, tokens)")
     outside = (input_ids < 0) | (input_ids >= vocab_size)
     if bool(outside.any()):
         row, column = outside.nonzero()[0].tolist()
@@ -84,7 +94,6 @@ def check_exit_depths(
     shape: tuple[int, ...],
     real: torch.Tensor | None,
     max_depth: int,
-    attention_mask: torch.Tensor | None = None,
 ) -> None:
     """Given depths (B, T) must be integers, 1..max_depth at real tokens and 0 at padding (`real` is False, (B, T))."""
     if exit_depths is None:
@@ -93,10 +102,8 @@ def check_exit_depths(
         exit_depths.shape == shape, "exit_depths", tuple(exit_depths.shape), f"of shape {tuple(shape)}, as the tokens"
     )
     require(exit_depths.dtype == torch.int64, "exit_depths", exit_depths.dtype, "torch.int64")
-    if torch.compiler.is_compiling():
+    if not readable(exit_depths):
         return
-    if attention_mask is not None:
-        real = attention_mask[:, -shape[1] :].bool()
     if real is None:
         real = exit_depths > 0
     least = real.long()
@@ -110,14 +117,30 @@ def check_exit_depths(
         )
 
 
-def check_exit_noise(exit_noise: torch.Tensor | None, shape: tuple[int, ...], read: bool) -> None:
-    """Noise must have the `shape` that this call reads, and lie in [0, 1); and the call must read it."""
+def check_exit_noise(exit_noise: torch.Tensor | None, shape: tuple[int, ...], unread: str) -> None:
+    """Noise must have the `shape` that this call reads, and lie in [0, 1); `unread`: why it reads none, if it does."""
     if exit_noise is None:
         return
-    require(read, "exit_noise", "a tensor", "left out: it is read in training and with `exit_rule='sample'` alone")
+    if unread:
+        refuse("exit_noise", "given", f"left out: {unread}")
     require(exit_noise.shape == shape, "exit_noise", tuple(exit_noise.shape), f"of shape {tuple(shape)}")
-    if not torch.compiler.is_compiling() and bool(((exit_noise < 0) | (exit_noise >= 1)).any()):
+    if readable(exit_noise) and not bool(((exit_noise >= 0) & (exit_noise < 1)).all()):
         refuse("exit_noise", f"between {exit_noise.min().item()} and {exit_noise.max().item()}", "in [0, 1)")
+
+
+def check_attention_mask(mask: torch.Tensor | None, shape: tuple[int, int], past: int) -> None:
+    """A mask for (B, T) new tokens must be (B, past + T), or (B or 1, 1, T, S) and so the same for all heads."""
+    if mask is None:
+        return
+    batch, length = shape
+    if mask.dim() == 4:
+        fits = mask.shape[0] in (1, batch) and mask.shape[1] == 1 and mask.shape[2] == length
+        require(fits, "attention_mask", tuple(mask.shape), f"of shape ({batch} or 1, 1, {length}, keys)")
+    else:
+        wanted = (batch, past + length)
+        require(
+            tuple(mask.shape) == wanted, "attention_mask", tuple(mask.shape), f"of shape {wanted}: batch, cached + new"
+        )
 
 
 def check_cache(cache: Any, config: "AniraConfig", batch_size: int) -> None:

@@ -193,6 +193,8 @@ class AniraConfig(PreTrainedConfig):
             f"left out: it is num_prelude_layers + max_depth * num_core_layers + num_coda_layers, "
             f"{self.num_attention_calls} here",
         )
+        rotary = (self.rope_parameters or {}).get("partial_rotary_factor", 1)
+        require(rotary == 1, "partial_rotary_factor", rotary, "1: all features of a head turn")
         require(self.hidden_act in ACT2FN, "hidden_act", self.hidden_act, f"one of {sorted(ACT2FN)}")
         require(
             self.input_injection in INPUT_INJECTIONS,
@@ -215,10 +217,10 @@ class AniraConfig(PreTrainedConfig):
         require(self.compute_weight >= 0, "compute_weight", self.compute_weight, "at least 0")
         fixed = self.fixed_depth
         require(
-            fixed is None or 1 <= fixed <= self.max_depth,
+            fixed is None or self.min_depth <= fixed <= self.max_depth,
             "fixed_depth",
             fixed,
-            f"from 1 to `max_depth` ({self.max_depth})",
+            f"from `min_depth` ({self.min_depth}) to `max_depth` ({self.max_depth})",
         )
         require(
             self.stability_criterion in STABILITY_CRITERIA,
@@ -246,6 +248,8 @@ def check_exit_rule(
         f"iteration only with {[name for name, kind in DECIDERS.items() if kind.plans_ahead]}",
     )
     require(0 < exit_quantile <= 1, "exit_quantile", exit_quantile, "above 0 and at most 1")
+    for name, depth in (("min_depth", min_depth), ("max_depth", max_depth)):
+        require(isinstance(depth, int), name, depth, "an integer")
     require(1 <= max_depth <= config.max_depth, "max_depth", max_depth, f"from 1 to the model's own {config.max_depth}")
     require(1 <= min_depth <= max_depth, "min_depth", min_depth, f"from 1 to `max_depth` ({max_depth})")
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .checks import require
-
 if TYPE_CHECKING:
     from .configuration_anira import AniraConfig
 
@@ -50,28 +48,21 @@ class Flops:
         return self.total - self.waste
 
 
-def count_flops(
-    config: "AniraConfig", exit_depths: torch.Tensor, past_length: int, execution: str, head: bool
-) -> Flops:
+def count_flops(config: "AniraConfig", exit_depths: torch.Tensor, past_length: int, head: bool) -> Flops:
     """
-    The cost of one forward.
+    The cost of one packed forward.
 
     Args:
         exit_depths (B, T): Iterations of each token, 0 at padding.
         past_length: Tokens in the cache.
-        execution: packed or masked.
         head: Whether the model has an LM head.
     """
-    require(execution in ("packed", "masked"), "execution", execution, "'packed' or 'masked'")
     batch, length = exit_depths.shape
     tokens, keys = batch * length, length + past_length
     layer, attention = _layer_cost(config), _attention_cost(config, keys)
     # rows[d - 1, b]: queries of row b in iteration d
     depths = torch.arange(1, config.max_depth + 1, device=exit_depths.device)
     rows = (exit_depths[None] >= depths[:, None, None]).sum(-1)
-    if execution == "masked":
-        rows = torch.full_like(rows, length)
-        rows[_deepest_masked(config) :] = 0
     active = int(rows.sum())
     rectangles = int(((rows > 0).sum(1) * rows.max(1).values).sum())
     size = config.hidden_size
@@ -98,11 +89,6 @@ def _attention_cost(config: "AniraConfig", keys: int) -> int:
     """Scores and weighted sum of one layer, for one query against `keys` keys."""
     heads, _, head_dim = config.head_sizes
     return 4 * heads * head_dim * keys
-
-
-def _deepest_masked(config: "AniraConfig") -> int:
-    """Iterations of a masked run: all, unless a fixed depth is known ahead."""
-    return config.fixed_depth or config.max_depth if config.decider == "fixed" else config.max_depth
 
 
 def _decider_cost(config: "AniraConfig", tokens: int, active: list[int], head: bool) -> int:

@@ -66,6 +66,11 @@ class Decider(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has `plans_ahead = False` but no method `exit_logit`.")
 
+    @property
+    def needs_readout(self) -> bool:
+        """Whether `exit_logit` reads the LM head."""
+        return False
+
     def depth_span(self, max_depth: int) -> tuple[int, int]:
         """The least and the greatest depth that a token can get, as far as known without looking at states."""
         return 1, max_depth
@@ -158,6 +163,10 @@ class StabilityDecider(Decider):
         super().__init__(config)
         self.config = config
 
+    @property
+    def needs_readout(self) -> bool:
+        return self.config.stability_criterion == "distribution"
+
     def exit_logit(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
         stable = self.change(state, previous, readout) < self.config.stability_threshold
         return torch.where(stable, torch.inf, -torch.inf)
@@ -167,10 +176,7 @@ class StabilityDecider(Decider):
         if self.config.stability_criterion == "state":
             state, previous = at_least_fp32(state), at_least_fp32(previous)
             return (state - previous).norm(dim=-1) / previous.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        if readout is None:
-            raise ValueError(
-                "`stability_criterion` is 'distribution', which reads the LM head: use AniraForCausalLM, or 'state'."
-            )
+        assert readout is not None  # the model saw to it
         log_p, log_previous = (F.log_softmax(at_least_fp32(readout(x)), dim=-1) for x in (state, previous))
         return F.kl_div(log_previous, log_p, reduction="none", log_target=True).sum(-1)
 
@@ -184,22 +190,27 @@ DECIDERS: dict[str, type[Decider]] = {
 
 
 @contextmanager
-def own_randomness(name: str) -> Iterator[None]:
+def own_randomness(name: str, device: torch.device) -> Iterator[None]:
     """
-    Random numbers from a seed of their own, made of the global seed and `name`; the global state is left as it was.
+    Random numbers on the CPU and on `device` from a seed of their own, made of the global seed and `name`; the global
+    state is left as it was. (Other devices are not touched: that would start CUDA on them.)
 
     So a decider's weights draw nothing that the shared weights would miss: two models that differ only in the decider
     start with the same shared weights.
     """
     seed = (torch.initial_seed() + zlib.crc32(name.encode())) % 2**63
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 
 def build_decider(config: "AniraConfig") -> Decider:
     """The decider that `config.decider` names; its modules are marked, so that they initialise apart."""
-    with own_randomness("decider"):
+    with own_randomness("decider", torch.empty(0).device):
         decider = DECIDERS[config.decider](config)
     for name, module in decider.named_modules():
         module._decider_part = name or "decider"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from .checks import require
 from .deciders import Decider, Readout
 from .freeze import TokenSet
 
@@ -55,16 +56,20 @@ class ExitRule:
         return -torch.expm1(log_survival) < self.level(noise)
 
 
-def draw_noise(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
+def draw_noise(
+    shape: tuple[int, ...], depth: int, device: torch.device, generator: torch.Generator | None
+) -> torch.Tensor:
     """
-    Uniform numbers in [0, 1), (B, T) or (B, T, D), fp32 on `device`.
+    Uniform numbers in [0, 1) of `shape`, (B, T) or (B, T, D), fp32 on `device`.
 
     Without a generator they come from a fork of the global state: it gives one seed, whatever is drawn then. So dropout
-    sees the same random numbers under every decider. (A compiled graph cannot fork; there they come from the global
-    state itself.)
+    sees the same random numbers under every decider. A compiled graph cannot fork. There they come from the global
+    state itself, D a token under every learned decider.
     """
-    if generator is None and torch.compiler.is_compiling():
-        return torch.rand(shape, device=device)
+    if torch.compiler.is_compiling():
+        require(generator is None, "generator", "a torch.Generator", "left out under torch.compile; pass `exit_noise`")
+        noise = torch.rand((*shape[:2], depth), device=device)
+        return noise if len(shape) == 3 else noise[..., 0]
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
     return torch.rand(shape, device=generator.device, generator=generator).to(device)
@@ -215,6 +220,7 @@ def open_exits(
     if not decider.plans_ahead:
         return OnlineExits(decider, rule, real, model_depth, noise, given_depths, readout, differentiable=sampled)
     log_q = F.log_softmax(decider.plan(shallow), dim=-1)
+    require(log_q.shape[-1] == model_depth, "max_depth", model_depth, f"{log_q.shape[-1]}, as when the model was built")
     if given_depths is not None:
         return PlannedExits(given_depths, log_q)
     if not sampled:

@@ -43,7 +43,7 @@ class TokenSet(Protocol):
             new: What this iteration computed, in the shape of `select`'s result.
             old (B, T, ...): What was there before; None before the first iteration.
             weight (B, T): a as a straight-through number, which carries the gradient to the decider; None for hard a.
-            overwrite: Whether `old` is not read again, so that its memory may be used.
+            overwrite: Whether nobody else reads `old` again, so that a set that may do so writes into it.
 
         Returns:
             (B, T, ...).
@@ -114,9 +114,9 @@ class MaskedTokens(AllTokens):
     def freeze(
         self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None, overwrite: bool = False
     ) -> torch.Tensor:
-        if old is None:
-            return new
         features = (1,) * (new.dim() - 2)
+        if old is None:  # first iteration: who is not active is padding, and has no keys and values
+            old = torch.zeros_like(new)
         if weight is None:
             return torch.where(self.active.view(*self.active.shape, *features), new, old)
         # lerp is exact where the weight is 0 or 1, and its gradient to the weight is new - old.
@@ -130,16 +130,23 @@ class PackedTokens:
     """Only the active tokens are computed, gathered into one flat batch; exited ones cost nothing."""
 
     def __init__(
-        self, index: torch.Tensor, shape: tuple[int, int], attention_mask: torch.Tensor | None, past: int
+        self,
+        index: torch.Tensor,
+        shape: tuple[int, int],
+        attention_mask: torch.Tensor | None,
+        past: int,
+        overwrites: bool,
     ) -> None:
         """
         Args:
             index (N,): Positions of the active tokens in the flattened (B * T), ascending, at least one.
             shape: (B, T).
-            attention_mask: (B or 1, 1, T, S), bool or additive; None for plain causality.
+            attention_mask: (B or 1, 1, T, S), bool or additive, the same for all heads; None for plain causality.
             past: Number of cached tokens before this call.
+            overwrites: Whether keys and values of the iteration before are this class's own buffers, which no gradient
+                needs.
         """
-        self.index, self.shape, self.past = index, shape, past
+        self.index, self.shape, self.past, self.overwrites = index, shape, past, overwrites
         batch, length = shape
         self.row, self.column = index // length, index % length
         counts = torch.bincount(self.row, minlength=batch)
@@ -161,16 +168,15 @@ class PackedTokens:
         self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None, overwrite: bool = False
     ) -> torch.Tensor:
         if old is None:
-            old, overwrite = new.new_zeros(*self.shape, *new.shape[1:]), True
-        new = new.to(old.dtype)
-        flat = old.flatten(0, 1)
-        if overwrite and not torch.is_grad_enabled():
+            old = new.new_zeros(*self.shape, *new.shape[1:])
+        flat, new = old.flatten(0, 1), new.to(old.dtype)
+        if overwrite and self.overwrites:
             flat.index_copy_(0, self.index, new)
-            return flat.view_as(old)
+            return old
         return flat.index_copy(0, self.index, new).view_as(old)
 
     def update(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-        return self.freeze(new, old, None)
+        return self.freeze(new, old.to(new.dtype), None)
 
     def attend(
         self,
@@ -215,7 +221,11 @@ def masked_tokens(active: torch.Tensor | None, attention_mask: torch.Tensor | No
 
 
 def packed_tokens(
-    active: torch.Tensor | None, shape: tuple[int, int], attention_mask: torch.Tensor | None, past: int
+    active: torch.Tensor | None,
+    shape: tuple[int, int],
+    attention_mask: torch.Tensor | None,
+    past: int,
+    overwrites: bool,
 ) -> TokenSet | None:
     """
     The token set of an iteration that computes only active tokens.
@@ -223,7 +233,7 @@ def packed_tokens(
     Args:
         active: (B, T) bool, or None for all.
         shape: (B, T).
-        attention_mask, past: As for `PackedTokens`.
+        attention_mask, past, overwrites: As for `PackedTokens`.
 
     Returns:
         None if no token is active.
@@ -235,4 +245,4 @@ def packed_tokens(
         return None
     if index.numel() == active.numel():
         return AllTokens(attention_mask)
-    return PackedTokens(index, shape, attention_mask, past)
+    return PackedTokens(index, shape, attention_mask, past, overwrites)

@@ -24,12 +24,22 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .checks import check_cache, check_exit_depths, check_exit_noise, check_input_ids, check_keywords, refuse
+from .checks import (
+    check_attention_mask,
+    check_cache,
+    check_exit_depths,
+    check_exit_noise,
+    check_input_ids,
+    check_keywords,
+    readable,
+    refuse,
+    require,
+)
 from .configuration_anira import AniraConfig, check_exit_rule
 from .cost import Flops, count_flops
 from .deciders import ExitHead, Readout, at_least_fp32, build_decider, own_randomness
 from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
-from .freeze import AllTokens, TokenSet, masked_tokens, packed_tokens
+from .freeze import AllTokens, PackedTokens, TokenSet, masked_tokens, packed_tokens
 from .objective import compute_loss, expected_depth
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rotary angles, each (B or 1, T, F) or (N, F)
@@ -307,7 +317,8 @@ class InputInjection(nn.Module):
             return state
         if self.kind == "add":
             return state + shallow
-        return self.adapter(torch.cat((state, shallow), dim=-1))
+        # Under autocast the adapter answers in half precision, but the residual stream keeps its own.
+        return self.adapter(torch.cat((state, shallow), dim=-1)).to(state.dtype)
 
 
 class AniraPreTrainedModel(PreTrainedModel):
@@ -316,7 +327,7 @@ class AniraPreTrainedModel(PreTrainedModel):
     config: AniraConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["AniraLayer"]
+    _no_split_modules = ["AniraModel"]  # the core reads its own states again: all of it sits on one device
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -331,7 +342,8 @@ class AniraPreTrainedModel(PreTrainedModel):
         if part is None:
             super()._init_weights(module)
             return
-        with own_randomness(part):
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+        with own_randomness(part, device):
             super()._init_weights(module)
             if isinstance(module, ExitHead):
                 module.start()
@@ -341,23 +353,24 @@ class AniraPreTrainedModel(PreTrainedModel):
         exit_depths: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_length: int = 0,
-        execution: str = "packed",
     ) -> Flops:
         """
-        What a forward with these depths must cost.
+        What a forward with these depths must cost. (Masked execution costs what a packed run of all tokens at D does.)
 
         Args:
             exit_depths (B, T): 0..D; padding is where it is 0.
             attention_mask (B, past_length + T): Padding is 0. Only checked against `exit_depths`, which say the rest.
             past_length: Tokens in the cache.
-            execution: `"packed"` (only active tokens run) or `"masked"` (all run in every iteration).
 
         Returns:
             A [`Flops`], whose fields are floating-point operations by part (a multiply-add is 2).
         """
-        check_exit_depths(exit_depths, exit_depths.shape, None, self.config.max_depth, attention_mask)
-        head = self.get_output_embeddings() is not None
-        return count_flops(self.config, exit_depths, past_length, execution, head)
+        require(exit_depths.dim() == 2, "exit_depths", tuple(exit_depths.shape), "of shape (batch, tokens)")
+        batch, length = exit_depths.shape
+        check_attention_mask(attention_mask, (batch, length), past_length)
+        real = None if attention_mask is None else attention_mask[:, past_length:].bool()
+        check_exit_depths(exit_depths, (batch, length), real, self.config.max_depth)
+        return count_flops(self.config, exit_depths, past_length, self.get_output_embeddings() is not None)
 
 
 class AniraModel(AniraPreTrainedModel):
@@ -427,29 +440,35 @@ class AniraModel(AniraPreTrainedModel):
         assert inputs_embeds is not None
         shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
 
+        if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
+            refuse("use_cache", "True while gradient checkpointing trains", "False, and no cache given")
         if use_cache is None:
             use_cache = config.use_cache and not self.training
-        if self.gradient_checkpointing and self.training:
-            use_cache, past_key_values = False, None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=config)
         check_cache(past_key_values, config, shape[0])
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if position_ids is None:
-            position_ids = torch.arange(shape[1], device=inputs_embeds.device).unsqueeze(0) + past
 
-        real, padded = self._real_tokens(attention_mask, shape, past, inputs_embeds.device)
+        check_attention_mask(attention_mask, shape, past)
+        real, padded = self._real_tokens(attention_mask, shape, inputs_embeds.device)
         rule = self._exit_rule(exit_rule, exit_quantile, min_depth, max_depth, exit_depths)
         check_exit_depths(exit_depths, shape, real, config.max_depth)
         packed = self._execution(output_attentions, exit_depths) == "packed"
+        readout = self._readout(readout_head)
 
         mask: Any = create_causal_mask(
             config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            position_ids=position_ids,  # given ones may say that a row packs several sequences
         )
+        if position_ids is None:
+            position_ids = torch.arange(shape[1], device=inputs_embeds.device).unsqueeze(0) + past
+        if mask is not None and mask.dtype == torch.bool and config._attn_implementation == "eager":
+            mask = torch.zeros_like(mask, dtype=inputs_embeds.dtype).masked_fill(
+                ~mask, torch.finfo(inputs_embeds.dtype).min
+            )
         run = _Run(
             everyone=AllTokens(mask),
             rotation=self.rotary_emb(inputs_embeds, position_ids),
@@ -468,7 +487,7 @@ class AniraModel(AniraPreTrainedModel):
             config.max_depth,
             noise,
             exit_depths,
-            self._readout(readout_head),
+            readout,
             self.training,
             config.gumbel_temperature,
         )
@@ -507,15 +526,20 @@ class AniraModel(AniraPreTrainedModel):
         least, greatest = (1, config.max_depth) if depths_given else self.decider.depth_span(config.max_depth)
         if not depths_given:
             least, greatest = (min(max(depth, rule.min_depth), rule.max_depth) for depth in (least, greatest))
-        depth = 0
-        while depth < greatest:
-            depth += 1
+        mask, own_buffers, taken = run.everyone.attention_mask, False, 0
+        for depth in range(1, greatest + 1):
             active = None if depth <= least and not padded else exits.active(depth)
-            mask = run.everyone.attention_mask
-            tokens = packed_tokens(active, shape, mask, past) if packed else masked_tokens(active, mask)
+            tokens: TokenSet | None
+            if packed:
+                tokens = packed_tokens(active, shape, mask, past, overwrites=own_buffers)
+                # A cache may hold what it was given.
+                private = not torch.is_grad_enabled() and run.past_key_values is None
+                own_buffers = isinstance(tokens, PackedTokens) and private
+            else:
+                tokens = masked_tokens(active, mask)
             if tokens is None:
-                depth -= 1
                 break
+            taken = depth
             weight = exits.weight(depth)
             hidden = self.injection(tokens.select(state), tokens.select(shallow))
             rotation = (tokens.select(run.rotation[0]), tokens.select(run.rotation[1]))
@@ -527,7 +551,7 @@ class AniraModel(AniraPreTrainedModel):
             exits.observe(depth, state, previous, tokens)
             if run.hidden_states is not None:
                 run.hidden_states.append(state)
-        self._fill_skipped_slots(depth, kv, run, shape)
+        self._fill_skipped_slots(taken, kv, run, shape)
         return state
 
     def _fill_skipped_slots(
@@ -560,21 +584,19 @@ class AniraModel(AniraPreTrainedModel):
         return hidden
 
     def _real_tokens(
-        self, attention_mask: torch.Tensor | None, shape: tuple[int, int], past: int, device: torch.device
+        self, attention_mask: torch.Tensor | None, shape: tuple[int, int], device: torch.device
     ) -> tuple[torch.Tensor, bool]:
         """Which of the new tokens are not padding, (B, T) bool, and whether some may be."""
         if attention_mask is None:
             return torch.ones(shape, dtype=torch.bool, device=device), False
         if attention_mask.dim() == 4:
-            # A token that cannot see itself is padding.
-            columns = torch.arange(shape[1], device=device) + past
-            own = attention_mask[:, 0].gather(-1, columns[None, :, None].expand(attention_mask.shape[0], -1, 1))
-            real = (own.squeeze(-1) if own.dtype == torch.bool else own.squeeze(-1) == 0).expand(shape)
+            # A token that sees nothing, not even itself, is padding.
+            seen = attention_mask[:, 0].to(device)
+            seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+            real = seen.any(-1).expand(shape)
         else:
-            if attention_mask.dim() != 2 or attention_mask.shape[0] != shape[0] or attention_mask.shape[1] < shape[1]:
-                refuse("attention_mask", f"of shape {tuple(attention_mask.shape)}", f"({shape[0]}, past + {shape[1]})")
             real = attention_mask[:, -shape[1] :].to(device).bool()
-        return real, torch.compiler.is_compiling() or not bool(real.all())
+        return real, not readable(real) or not bool(real.all())
 
     def _exit_rule(
         self,
@@ -613,8 +635,12 @@ class AniraModel(AniraPreTrainedModel):
                 f"'packed' while the model trains its decider ({self.config.decider!r})",
                 "'masked' or 'auto': the gradient of an exit needs what the exited token would have become",
             )
-        if execution == "packed" and self._wants(output_attentions, "output_attentions"):
-            refuse("output_attentions", "True under `execution='packed'`", "used with 'masked' or 'auto'")
+        if self._wants(output_attentions, "output_attentions"):
+            if execution == "packed":
+                refuse("output_attentions", "True under `execution='packed'`", "used with 'masked' or 'auto'")
+            implementation = self.config._attn_implementation
+            if implementation != "eager":
+                refuse("output_attentions", f"True under {implementation!r}", "used with `attn_implementation='eager'`")
         return execution
 
     def _exit_noise(
@@ -629,15 +655,25 @@ class AniraModel(AniraPreTrainedModel):
         """The exit noise of this call, given or drawn; None where depths do not depend on any."""
         wanted = noise_shape(self.decider, shape, self.config.max_depth, self.training)
         needed = exit_depths is None and (self.decider.learned if self.training else rule.name == "sample")
-        check_exit_noise(exit_noise, wanted, read=needed or self.training)
+        unread = ""
+        if exit_depths is not None:
+            unread = "`exit_depths` are given"
+        elif not self.training and not needed:
+            unread = f"`exit_rule` is {rule.name!r}; 'sample' reads noise, and so does training"
+        check_exit_noise(exit_noise, wanted, unread)
         if exit_noise is not None:
             return exit_noise.to(device=device, dtype=torch.float32) if needed else None
         # Training draws under every decider, so that the global state moves alike.
-        noise = draw_noise(wanted, device, generator) if needed or self.training else None
+        noise = draw_noise(wanted, self.config.max_depth, device, generator) if needed or self.training else None
         return noise if needed else None
 
     def _readout(self, head: nn.Module | None) -> Readout | None:
-        return None if head is None else lambda state: head(self.norm(state))
+        """Final norm and LM head, for deciders that ask for it."""
+        if not self.decider.needs_readout:
+            return None
+        if head is None:
+            refuse("decider", f"{self.config.decider!r}, which reads the LM head", "used in AniraForCausalLM")
+        return lambda state: head(self.norm(state))
 
     def _wants(self, argument: bool | None, field: str) -> bool:
         return bool(getattr(self.config, field, False) if argument is None else argument)
@@ -723,8 +759,11 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
                 here, so pass a copy of `input_ids`.
             logits_to_keep: Compute logits for the last that many tokens only (0: all), or for these indices.
             num_items_in_batch: Labels in all micro-batches of a step; losses are then sums over this.
-            shift_labels (B, T): Labels shifted already; `labels` must be given as well.
+            shift_labels (B, T): Labels shifted already: label i is predicted by token i.
         """
+        wants_loss = labels is not None or shift_labels is not None
+        if wants_loss and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            refuse("logits_to_keep", f"{logits_to_keep} together with labels", "0: a loss needs all logits")
         outputs: AniraModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -739,7 +778,7 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
             max_depth=max_depth,
             exit_quantile=exit_quantile,
             exit_rule=exit_rule,
-            output_exit_log_probs=output_exit_log_probs or labels is not None,
+            output_exit_log_probs=output_exit_log_probs or wants_loss,
             readout_head=self.lm_head,
             return_dict=True,
             **kwargs,
@@ -749,7 +788,7 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
 
         loss = ce_loss = kl_loss = None
-        if labels is not None:
+        if wants_loss:
             assert outputs.exit_log_probs is not None
             assert outputs.exit_depths is not None
             ce_loss = self.loss_function(
@@ -759,12 +798,13 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
                 shift_labels=shift_labels,
             )
-            counted = labels[..., 1:] if shift_labels is None else shift_labels
+            counted = labels[..., 1:] if shift_labels is None and labels is not None else shift_labels
+            assert counted is not None
             kl_loss = compute_loss(
                 outputs.exit_log_probs,
                 outputs.exit_depths > 0,
                 self.config.prior_base,
-                (counted != -100).sum(),
+                counted.ne(-100).sum(),
                 num_items_in_batch,
             )
             loss = ce_loss + self.config.compute_weight * kl_loss

@@ -16,13 +16,14 @@ def log_prior(depth: int, base: float, device: torch.device | None = None) -> to
 
 def kl_to_prior(log_q: torch.Tensor, base: float) -> torch.Tensor:
     """KL(q || p) in nats of each token: (B, T, D) -> (B, T). Depths without mass (log q = -inf) add nothing."""
-    terms = log_q.exp() * (log_q - log_prior(log_q.shape[-1], base, log_q.device))
-    return terms.masked_fill(log_q == -torch.inf, 0.0).sum(-1)
+    finite = log_q.masked_fill(log_q == -torch.inf, 0.0)  # before the product: 0 * inf would be NaN
+    return (log_q.exp() * (finite - log_prior(log_q.shape[-1], base, log_q.device))).sum(-1)
 
 
 def expected_depth(log_q: torch.Tensor) -> torch.Tensor:
     """sum_d d q(d) of each token: (B, T, D) -> (B, T)."""
-    return log_q.exp() @ torch.arange(1, log_q.shape[-1] + 1, device=log_q.device, dtype=log_q.dtype)
+    # Not a matrix product, which autocast would round to bf16.
+    return (log_q.exp() * torch.arange(1, log_q.shape[-1] + 1, device=log_q.device)).sum(-1)
 
 
 def compute_loss(

@@ -134,9 +134,8 @@ def run(model, batch: Batch, execution: str = "auto", **kwargs):
     try:
         return model(
             batch.input_ids,
-            attention_mask=batch.attention_mask,
             output_exit_log_probs=True,
-            **{"use_cache": False, **batch.options, **kwargs},
+            **{"attention_mask": batch.attention_mask, "use_cache": False, **batch.options, **kwargs},
         )
     finally:
         model.config.execution = "auto"

@@ -24,6 +24,8 @@ BAD_CONFIGS = [
     ({"min_depth": 5, "max_depth": 4}, ["min_depth", "5", "max_depth", "4"]),
     ({"min_depth": 0}, ["min_depth", "0"]),
     ({"decider": "fixed", "fixed_depth": 9}, ["fixed_depth", "9", "8"]),
+    ({"decider": "fixed", "fixed_depth": 2, "min_depth": 4}, ["fixed_depth", "2", "min_depth", "4"]),
+    ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, ["partial_rotary_factor", "0.5", "1"]),
     ({"gumbel_temperature": 0}, ["gumbel_temperature", "0", "above 0"]),
     ({"prior_base": -1.0}, ["prior_base", "-1.0", "above 0"]),
     ({"compute_weight": -0.1}, ["compute_weight", "-0.1", "at least 0"]),
@@ -70,7 +72,10 @@ BAD_CALLS = [
     ({"input_ids": IDS[0]}, ["input_ids", "(3,)", "batch, tokens"]),
     ({"input_ids": None}, ["input_ids", "inputs_embeds"]),
     ({"inputs_embeds": torch.zeros(2, 3, 16)}, ["input_ids", "inputs_embeds", "together"]),
-    ({"attention_mask": IDS[:, :2]}, ["attention_mask", "(2, 2)", "3"]),
+    ({"attention_mask": IDS[:, :2]}, ["attention_mask", "(2, 2)", "(2, 3)"]),
+    ({"attention_mask": torch.ones(2, 9)}, ["attention_mask", "(2, 9)", "(2, 3)"]),
+    ({"attention_mask": torch.ones(2, 2, 3, 3)}, ["attention_mask", "(2, 2, 3, 3)", "(2 or 1, 1, 3, keys)"]),
+    ({"input_ids": IDS[:, :0]}, ["input_ids", "(2, 0)", "at least one token"]),
     ({"exit_depths": DEPTHS[:, :2]}, ["exit_depths", "(2, 2)", "(2, 3)"]),
     ({"exit_depths": DEPTHS.float()}, ["exit_depths", "float32", "int64"]),
     ({"exit_depths": DEPTHS * 0}, ["exit_depths", "0 at row 0, token 0", "from 1 to 4"]),
@@ -84,7 +89,12 @@ BAD_CALLS = [
     ({"exit_rule": "often"}, ["exit_rule", "often"]),
     ({"exit_rule": "sample", "exit_noise": torch.rand(2, 4)}, ["exit_noise", "(2, 4)", "(2, 3)"]),
     ({"exit_rule": "sample", "exit_noise": torch.ones(2, 3)}, ["exit_noise", "1.0", "[0, 1)"]),
-    ({"exit_noise": torch.rand(2, 3)}, ["exit_noise", "left out", "sample"]),
+    ({"exit_rule": "sample", "exit_noise": torch.full((2, 3), torch.nan)}, ["exit_noise", "nan", "[0, 1)"]),
+    ({"exit_noise": torch.rand(2, 3)}, ["exit_noise", "left out", "quantile", "sample"]),
+    ({"exit_noise": torch.rand(2, 3), "exit_depths": DEPTHS}, ["exit_noise", "left out", "exit_depths"]),
+    ({"max_depth": 2.0}, ["max_depth", "2.0", "integer"]),
+    ({"labels": IDS, "logits_to_keep": 1}, ["logits_to_keep", "1", "labels"]),
+    ({"output_attentions": True}, ["output_attentions", "sdpa", "eager"]),
     ({"past_key_values": DynamicCache(config=small_config(max_depth=5))}, ["past_key_values", "12 slots", "10 slots"]),
     ({"past_key_values": StaticCache(config=small_config(max_depth=3), max_cache_len=8)}, ["8 slots", "max_depth=4"]),
     ({"past_key_values": ((),)}, ["past_key_values", "tuple", "DynamicCache"]),
@@ -138,3 +148,25 @@ def test_training_noise_of_the_wrong_kind_is_refused():
     batch = make_batch(0, [(0, 0)], 4, 4)
     with pytest.raises(ValueError, match=r"exit_noise.*\(1, 4\).*\(1, 4, 4\)"):
         run(small_model(decider="early").train(), batch, exit_noise=batch.noise)
+
+
+def test_a_mask_that_misses_the_cached_tokens_is_refused():
+    """Only the new tokens' mask, on top of a cache: attention would take the wrong columns."""
+    cache = MODEL(IDS, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"attention_mask.*\(2, 1\).*\(2, 4\)"):
+        MODEL(IDS[:, :1], attention_mask=IDS[:, :1], past_key_values=cache)
+
+
+def test_a_depth_changed_after_building_is_refused_where_weights_depend_on_it():
+    model = small_model(decider="early", max_depth=4)
+    model.config.max_depth = 3
+    with pytest.raises(ValueError, match=r"max_depth.*3.*4"):
+        model(IDS)
+
+
+def test_a_cache_while_checkpointing_trains_is_refused():
+    model = small_model().train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="use_cache"):
+        model(IDS, use_cache=True)
+    assert model(IDS).past_key_values is None

@@ -56,6 +56,23 @@ def test_noise_is_drawn_inside_a_compiled_step(decider):
     assert not torch.equal(*depths)
 
 
+def test_compiled_noise_moves_the_global_state_alike():
+    """Isolation holds in compiled training too: `early` once drew D numbers a token, `online` one."""
+    states = []
+    for decider in ("early", "online"):
+        model = small_model(decider=decider, max_depth=3).train()
+        torch.manual_seed(4)
+        compiled(model, "eager")(torch.ones(2, 4, dtype=torch.int64))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_a_generator_under_compile_is_refused():
+    model = small_model(decider="online", max_depth=3).train()
+    with pytest.raises(Exception, match="exit_noise"):
+        compiled(model, "eager")(torch.ones(2, 4, dtype=torch.int64), generator=torch.Generator())
+
+
 def test_inductor_agrees():
     model = small_model(decider="online", max_depth=2, num_core_layers=1, num_prelude_layers=0)
     batch = make_batch(0, [(0, 0), (1, 0)], 6, 2)

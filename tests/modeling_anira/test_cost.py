@@ -61,12 +61,17 @@ def test_flops_agree_with_the_flop_counter(decider, injection, execution):
         stability_criterion="distribution",
         stability_threshold=0.1,
         decider_hidden_size=12,
+        fixed_depth=4,
     )
     model.set_attn_implementation("eager")
     batch = make_batch(1, [(0, 0), (6, 0), (0, 10)], 32, 5)
     with FlopCounterMode(display=False) as counter:
         output = run(model, batch, execution)
-    cost = model.flops(output.exit_depths, batch.attention_mask, execution=execution)
+    if execution == "masked":  # as much as a packed run of all tokens, padding too, at D
+        deepest = 5 if decider != "fixed" else model.config.fixed_depth
+        cost = model.flops(torch.full_like(output.exit_depths, deepest))
+    else:
+        cost = model.flops(output.exit_depths, batch.attention_mask)
     assert cost.total == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
@@ -92,3 +97,9 @@ def test_flops_grow_with_depth_and_leave_waste_apart():
     ragged[1, :2] = 4
     assert model.flops(ragged).waste > 0
     assert model.model.flops(even).head == 0
+    with pytest.raises(ValueError, match=r"exit_depths.*0 at padding"):
+        model.flops(even, torch.tensor([[1] * 8, [0] * 8]))
+    with pytest.raises(ValueError, match=r"attention_mask.*\(2, 8\).*\(2, 11\)"):
+        model.flops(even, torch.ones(2, 8), past_length=3)
+    with pytest.raises(ValueError, match="exit_depths"):
+        model.flops(even[0])

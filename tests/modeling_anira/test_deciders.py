@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import make_batch, run, small_config, small_model
 from torch import nn
+from transformers import DynamicCache
 
 from modeling_anira import AniraForCausalLM
 from modeling_anira.deciders import DECIDERS, Decider
@@ -192,5 +193,30 @@ def test_stability_by_distribution_reads_the_head():
     stable = torch.cat((change[:-1] < 0.05, torch.ones(1, 4, 8, dtype=torch.bool)))
     assert torch.equal(output.exit_depths, stable.int().argmax(0) + 1)
     assert output.exit_depths.unique().numel() > 1
+    cache = DynamicCache(config=model.config)
     with pytest.raises(ValueError, match="AniraForCausalLM"):
-        model.model(batch.input_ids)
+        model.model(batch.input_ids, past_key_values=cache)
+    assert cache.get_seq_length() == 0, "refused before anything was written"
+
+
+def test_building_a_model_touches_no_other_device(monkeypatch):
+    """Forking the random state of every GPU once started CUDA on all of them, in every process of a training run."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("CUDA was touched")
+
+    monkeypatch.setattr(torch.cuda, "get_rng_state", refuse)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    AniraForCausalLM(small_config(decider="online"))
+
+
+def test_expected_depth_is_fp32_under_autocast():
+    """As a matrix product it once came out in bf16, off by 0.02 at D = 8."""
+    model = small_model(max_depth=8)
+    batch = make_batch(0, [(0, 0)], 6, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = run(model, batch)
+    mean = (output.exit_log_probs.exp() * torch.arange(1, 9)).sum(-1)
+    assert output.expected_depth.dtype == torch.float32
+    assert torch.allclose(output.expected_depth, mean)

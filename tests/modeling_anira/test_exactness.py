@@ -205,6 +205,44 @@ def test_greedy_generate_of_a_padded_batch_gives_what_each_row_gives_alone(decid
         assert torch.equal(together[row, left:], alone[0])
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_mask_of_four_dimensions_does_what_the_flat_one_does(attention):
+    model = small_model(num_attention_heads=4, num_key_value_heads=2)
+    model.set_attn_implementation(attention)
+    batch = make_batch(7, [(0, 0), (2, 0), (6, 0)], 6, 4)
+    square = torch.ones(6, 6).tril().bool() & batch.real[:, None, None, :]
+    additive = torch.zeros(3, 1, 6, 6).masked_fill(~square, torch.finfo(torch.float32).min)
+    flat = run(model, batch, "masked")
+    for mask in (square, additive):
+        for execution in ("masked", "packed"):
+            other = run(model, batch, execution, attention_mask=mask)
+            assert torch.equal(other.exit_depths, flat.exit_depths)
+            assert_agree(flat, other, batch.real, f"{mask.dtype}, {execution}")
+
+
+def test_a_mask_under_which_a_token_does_not_see_itself():
+    """Such a token is no padding: it once got depth 0, and masked and packed runs disagreed on its keys."""
+    model = small_model()
+    batch = make_batch(8, [(0, 0)] * 2, 6, 4)
+    mask = torch.ones(6, 6).tril().bool()
+    mask[3, 3] = False
+    mask = mask.expand(2, 1, 6, 6)
+    masked, packed = (run(model, batch, execution, attention_mask=mask) for execution in ("masked", "packed"))
+    assert (masked.exit_depths > 0).all()
+    assert_agree(masked, packed, batch.real, "own key hidden")
+
+
+def test_what_a_hook_saw_does_not_change():
+    """Packed runs once wrote later iterations into the tensors of the first."""
+    model = small_model(max_depth=4)
+    batch = make_batch(9, [(0, 0)] * 2, 6, 4)
+    seen = []
+    model.model.core[0].self_attn.v_proj.register_forward_hook(lambda *args: seen.append((args[2], args[2].clone())))
+    with torch.no_grad():
+        run(model, batch, "packed", exit_depths=batch.depths)
+    assert all(torch.equal(held, copied) for held, copied in seen)
+
+
 def test_eval_is_deterministic():
     model = small_model()
     batch = make_batch(5, [(0, 0)] * 2, 6, 4)

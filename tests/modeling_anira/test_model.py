@@ -122,3 +122,15 @@ def test_training_keeps_no_cache_unless_asked():
     assert model(ids).past_key_values is None
     assert model(ids, use_cache=True).past_key_values.get_seq_length() == 3
     assert model.eval()(ids).past_key_values.get_seq_length() == 3
+
+
+def test_forward_on_the_meta_device():
+    model = AniraForCausalLM(small_config()).to("meta").train()
+    assert model(torch.ones(2, 3, dtype=torch.int64, device="meta")).logits.shape == (2, 3, 23)
+
+
+def test_shifted_labels_alone_give_the_same_loss():
+    model = small_model()
+    ids = torch.arange(1, 9).view(2, 4)
+    shifted = torch.cat((ids[:, 1:], torch.full((2, 1), -100)), 1)
+    assert torch.equal(model(ids, labels=ids).loss, model(ids, shift_labels=shifted).loss)

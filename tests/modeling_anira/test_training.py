@@ -119,6 +119,31 @@ def test_gradients_with_and_without_checkpointing_agree(decider, reentrant):
     assert_same_gradients(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("execution", ["masked", "packed"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_of_given_depths_with_and_without_checkpointing_agree(execution, reentrant):
+    """Reentrant checkpointing runs under no_grad, where packed execution once overwrote the checkpoint's own inputs."""
+    model = small_model(decider="online", num_core_layers=2).train()
+    model.config.execution = execution
+    batch = make_batch(1, [(0, 0), (2, 0), (0, 3)], 7, 4)
+    results = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        results.append(gradients(model, batch, exit_depths=batch.depths))
+    assert torch.equal(results[0][0], results[1][0])
+    assert_same_gradients(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("decider", LEARNED)
+def test_no_nan_arises_on_the_way_back_from_padding(decider):
+    """Anomaly mode once stopped at 0 * inf, which came from padding's log q and was masked afterwards."""
+    model = small_model(decider=decider).train()
+    batch = training_batch(decider, padding=[(0, 0), (2, 0)])
+    with torch.autograd.detect_anomaly(check_nan=True):
+        gradients(model, batch, exit_noise=batch.noise)
+
+
 @pytest.mark.parametrize("decider", LEARNED)
 def test_drawn_noise_is_the_same_in_the_recomputed_forward(decider):
     """Noise drawn inside a checkpointed region would be drawn again in the backward pass."""
@@ -220,6 +245,26 @@ def test_bf16_autocast(decider):
     assert loss.item() == pytest.approx(exact.item(), rel=0.05)
     assert all(torch.isfinite(grad).all() for grad in grads.values())
     assert len(grads) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("injection", ["none", "add", "concat"])
+def test_the_residual_stream_keeps_its_precision_under_autocast(injection):
+    """The adapter of `concat` answers in bf16, and once turned the core's states into bf16."""
+    model = small_model(input_injection=injection)
+    batch = make_batch(0, [(0, 0)], 6, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for execution in ("masked", "packed"):
+            states = run(model, batch, execution, output_hidden_states=True).hidden_states
+            assert {state.dtype for state in states} == {torch.float32}
+
+
+def test_fp64_stays_fp64():
+    model = small_model(decider="online").double()
+    batch = make_batch(0, [(0, 0), (2, 0)], 6, 4)
+    masked, packed = run(model, batch, "masked"), run(model, batch, "packed")
+    assert masked.logits.dtype == packed.exit_log_probs.dtype == torch.float64
+    assert (masked.exit_log_probs - packed.exit_log_probs)[batch.real].abs().max() < 1e-12
+    assert (masked.logits - packed.logits)[batch.real].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("decider", [*LEARNED, "stability"])
