@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_anira import AniraConfig
+from .generation import AniraGenerateBeamOutput, AniraGenerateOutput
 from .modeling_anira import AniraForCausalLM, AniraModel, AniraPreTrainedModel
 
 AutoConfig.register("anira", AniraConfig, exist_ok=True)
@@ -13,4 +14,11 @@ AniraConfig.register_for_auto_class()
 AniraModel.register_for_auto_class("AutoModel")
 AniraForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["AniraConfig", "AniraForCausalLM", "AniraModel", "AniraPreTrainedModel"]
+__all__ = [
+    "AniraConfig",
+    "AniraForCausalLM",
+    "AniraGenerateBeamOutput",
+    "AniraGenerateOutput",
+    "AniraModel",
+    "AniraPreTrainedModel",
+]

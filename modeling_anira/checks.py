@@ -18,6 +18,7 @@ _FORWARDED = frozenset(TransformersKwargs.__annotations__) | {
     "read_index",
     "write_index",
     "logits_indices",
+    "logits_processor_args",
     "max_seqlen_q",
     "max_seqlen_k",
 }

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -40,6 +39,7 @@ from .cost import Flops, count_flops
 from .deciders import ExitHead, Readout, at_least_fp32, build_decider, own_randomness
 from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
 from .freeze import AllTokens, PackedTokens, TokenSet, masked_tokens, packed_tokens
+from .generation import AniraGenerationMixin, DepthRecord, cache_length
 from .objective import compute_loss, expected_depth
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rotary angles, each (B or 1, T, F) or (N, F)
@@ -251,6 +251,8 @@ class AniraAttention(nn.Module):
         keys, values = key.transpose(1, 2), value.transpose(1, 2)
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, slot)
+        if "cache" in kwargs:
+            self.layer_idx = slot  # where a paged cache, which the attention function updates, finds this call
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -447,13 +449,13 @@ class AniraModel(AniraPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=config)
         check_cache(past_key_values, config, shape[0])
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache_length(past_key_values)
 
         check_attention_mask(attention_mask, shape, past)
         real, padded = self._real_tokens(attention_mask, shape, inputs_embeds.device)
         rule = self._exit_rule(exit_rule, exit_quantile, min_depth, max_depth, exit_depths)
         check_exit_depths(exit_depths, shape, real, config.max_depth)
-        packed = self._execution(output_attentions, exit_depths) == "packed"
+        packed = self._execution(output_attentions, exit_depths, paged="cache" in kwargs) == "packed"
         readout = self._readout(readout_head)
 
         mask: Any = create_causal_mask(
@@ -622,11 +624,11 @@ class AniraModel(AniraPreTrainedModel):
         check_exit_rule(rule.name, rule.quantile, rule.min_depth, rule.max_depth, config)
         return rule
 
-    def _execution(self, output_attentions: bool | None, exit_depths: torch.Tensor | None) -> str:
-        """How this forward runs: packed or masked."""
+    def _execution(self, output_attentions: bool | None, exit_depths: torch.Tensor | None, paged: bool) -> str:
+        """How this forward runs: packed or masked. `paged`: under continuous batching, which is masked."""
         execution = self.config.execution
         if execution == "auto":
-            execution = "masked" if self.training or torch.compiler.is_compiling() else "packed"
+            execution = "masked" if self.training or torch.compiler.is_compiling() or paged else "packed"
             if self._wants(output_attentions, "output_attentions"):
                 execution = "masked"
         if execution == "packed" and self.training and self.decider.learned and exit_depths is None:
@@ -635,6 +637,8 @@ class AniraModel(AniraPreTrainedModel):
                 f"'packed' while the model trains its decider ({self.config.decider!r})",
                 "'masked' or 'auto': the gradient of an exit needs what the exited token would have become",
             )
+        if execution == "packed" and paged:
+            refuse("execution", "'packed' under continuous batching", "'masked' or 'auto'")
         if self._wants(output_attentions, "output_attentions"):
             if execution == "packed":
                 refuse("output_attentions", "True under `execution='packed'`", "used with 'masked' or 'auto'")
@@ -716,7 +720,7 @@ class _Run:
         return hidden, key, value
 
 
-class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
+class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
     """ANIRA with a language-modelling head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -726,6 +730,8 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
         self.model = AniraModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # Marked as made from the model's config, it would lose what is said there about depths when it is loaded again.
+        self.generation_config._from_model_config = False
         self.post_init()
 
     @can_return_tuple
@@ -749,6 +755,7 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         shift_labels: torch.Tensor | None = None,
+        depth_record: DepthRecord | None = None,
         **kwargs: Any,
     ) -> AniraCausalLMOutput:
         r"""
@@ -760,10 +767,12 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
             logits_to_keep: Compute logits for the last that many tokens only (0: all), or for these indices.
             num_items_in_batch: Labels in all micro-batches of a step; losses are then sums over this.
             shift_labels (B, T): Labels shifted already: label i is predicted by token i.
+            depth_record: Where `generate` collects depths.
         """
         wants_loss = labels is not None or shift_labels is not None
         if wants_loss and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             refuse("logits_to_keep", f"{logits_to_keep} together with labels", "0: a loss needs all logits")
+        start = cache_length(past_key_values)
         outputs: AniraModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -783,6 +792,8 @@ class AniraForCausalLM(AniraPreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
+        if depth_record is not None and outputs.exit_depths is not None:
+            depth_record.add(start, outputs.exit_depths)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         assert outputs.last_hidden_state is not None
         logits = self.lm_head(outputs.last_hidden_state[:, keep])

@@ -1,0 +1,327 @@
+"""The stock `generate()` in all its modes: tokens and depths of a padded batch are those of each row alone."""
+
+import copy
+
+import pytest
+import torch
+from cases import make_batch, small_model
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, StaticCache, TextStreamer
+
+from modeling_anira import AniraForCausalLM
+
+PADDING = [(3, 0), (0, 0), (4, 0)]
+NEW = 7
+DECIDERS = ["early", "online", "fixed", "stability"]
+
+
+def model_and_batch(decider="online", seed=0, **overrides):
+    """A model whose greedy text varies, and a left-padded batch."""
+    overrides = {"max_depth": 5, "stability_threshold": 0.4, **overrides}
+    model = small_model(seed=seed, decider=decider, **overrides)
+    model.generation_config.pad_token_id = 0
+    return model, make_batch(seed + 11, PADDING, 6, 5)
+
+
+def generate(model, batch, row=None, **options):
+    """`generate` over the batch, or over one row without its padding; always with a dict."""
+    ids, mask = batch.input_ids, batch.attention_mask
+    if row is not None:
+        left = PADDING[row][0]
+        ids, mask = ids[row : row + 1, left:], None
+    settings = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, **options}
+    return model.generate(ids, attention_mask=mask, **settings)
+
+
+def depths_of(model, sequences, mask=None, **options):
+    """The depths that one uncached forward over finished sequences gives, but for the last token, which is not run."""
+    depths = model(sequences, attention_mask=mask, use_cache=False, **options).exit_depths.clone()
+    depths[:, -1] = 0
+    return depths
+
+
+def extended(mask, length):
+    return torch.cat((mask, mask.new_ones(mask.shape[0], length - mask.shape[1])), 1)
+
+
+def assert_rows_agree(model, batch, **options):
+    """A padded batch against each row alone: tokens and depths."""
+    together = generate(model, batch, **options)
+    assert together.exit_depths.shape == together.sequences.shape
+    returned = together.sequences.shape[0] // len(PADDING)
+    for row, (left, _) in enumerate(PADDING):
+        alone = generate(model, batch, row, **options)
+        here = slice(row * returned, (row + 1) * returned)
+        length = alone.sequences.shape[1]
+        assert torch.equal(together.sequences[here, left : left + length], alone.sequences), f"row {row}: tokens"
+        assert torch.equal(together.exit_depths[here, left : left + length], alone.exit_depths), f"row {row}: depths"
+        assert (together.exit_depths[here, :left] == 0).all(), "padding is not run"
+        assert (together.exit_depths[here, left + length :] == 0).all(), "nothing is run after the end"
+    return together
+
+
+@pytest.mark.parametrize("decider", DECIDERS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 3}, {"prefill_chunk_size": 2}],
+    ids=["greedy", "uncached", "static", "beam", "chunked"],
+)
+def test_a_padded_batch_gives_what_each_row_gives_alone(decider, options):
+    model, batch = model_and_batch(decider)
+    output = assert_rows_agree(model, batch, eos_token_id=None, **options)
+    mask = extended(batch.attention_mask, output.sequences.shape[1])
+    assert torch.equal(output.exit_depths, depths_of(model, output.sequences, mask))
+    if decider != "fixed":
+        assert output.exit_depths[output.exit_depths > 0].unique().numel() > 1
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 2}], ids=["cached", "uncached", "beam"])
+def test_rows_that_end_early_are_not_run_any_more(options):
+    """Rows end at different lengths: depths are 0 from the end token on, and the rest of the batch goes on as alone."""
+    for seed in range(4):
+        model, batch = model_and_batch(seed=seed)
+        free = generate(model, batch, eos_token_id=None).sequences
+        end = int(free[0, 8])  # what the first row says third ends it
+        output = assert_rows_agree(model, batch, eos_token_id=end, **options)
+        if "num_beams" not in options:
+            ended = (output.sequences[:, 6:] == end).cumsum(1) > 0
+            assert (output.exit_depths[:, 6:][ended] == 0).all()
+
+
+def test_a_finished_row_costs_nothing():
+    """Tokens through the core while one row of three goes on: its depths alone."""
+    model, batch = model_and_batch()
+    free = generate(model, batch, eos_token_id=None).sequences
+    end = int(free[0, 6])
+    counted = []
+    model.model.core[0].mlp.register_forward_hook(
+        lambda module, args, output: counted.append(output.shape[:-1].numel())
+    )
+    output = generate(model, batch, eos_token_id=end)
+    assert sum(counted) == int(output.exit_depths.sum())
+
+
+@pytest.mark.parametrize("decider", DECIDERS)
+def test_sampling(decider):
+    model, batch = model_and_batch(decider)
+    torch.manual_seed(1)
+    output = generate(model, batch, do_sample=True, num_return_sequences=2, eos_token_id=None)
+    assert output.sequences.shape == (6, 6 + NEW)
+    mask = extended(batch.attention_mask.repeat_interleave(2, 0), 6 + NEW)
+    assert torch.equal(output.exit_depths, depths_of(model, output.sequences, mask))
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_depths_follow_the_beams(do_sample, use_cache):
+    """Beams swap rows at every step: each sequence has the depths of its own path."""
+    for seed in range(5):
+        model, batch = model_and_batch(seed=seed)
+        torch.manual_seed(seed)
+        output = generate(
+            model,
+            batch,
+            num_beams=4,
+            num_return_sequences=3,
+            do_sample=do_sample,
+            use_cache=use_cache,
+            output_scores=True,
+            eos_token_id=5,
+        )
+        assert (output.beam_indices[:, 1:] != output.beam_indices[:, :-1]).any(), "beams did swap"
+        for sequence, depths, path, row in zip(
+            output.sequences,
+            output.exit_depths,
+            output.beam_indices,
+            [r for r in range(3) for _ in range(3)],
+            strict=True,
+        ):
+            length = 6 + int((path >= 0).sum())
+            mask = extended(batch.attention_mask[row : row + 1], length)
+            expected = depths_of(model, sequence[None, :length], mask)
+            assert torch.equal(depths[None, :length], expected)
+            assert (depths[length:] == 0).all()
+
+
+@pytest.mark.parametrize("decider", DECIDERS)
+@pytest.mark.parametrize("how", ["assistant", "prompt lookup", "foreign assistant"])
+def test_assisted_decoding_gives_what_greedy_gives(decider, how):
+    model, batch = model_and_batch(decider)
+    # Weights near zero make a model that repeats itself, so that some guesses are accepted.
+    plain = generate(model, batch, 1, max_new_tokens=14, eos_token_id=None)
+    if how == "prompt lookup":
+        options = {"prompt_lookup_num_tokens": 3}
+    elif how == "assistant":
+        assistant = copy.deepcopy(model)
+        with torch.no_grad():
+            assistant.lm_head.weight += 0.02 * torch.randn_like(assistant.lm_head.weight)
+        options = {"assistant_model": assistant}
+    else:
+        config = LlamaConfig(
+            vocab_size=23,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            pad_token_id=0,
+        )
+        options = {"assistant_model": LlamaForCausalLM(config).eval()}
+    forwards = []
+    model.model.register_forward_hook(lambda *args: forwards.append(1))
+    guessed = generate(model, batch, 1, max_new_tokens=14, eos_token_id=None, exit_quantile=0.5, **options)
+    assert torch.equal(guessed.sequences, plain.sequences)
+    assert torch.equal(guessed.exit_depths, plain.exit_depths)
+    if how == "assistant":
+        assert len(forwards) < 14, "some guesses were accepted"
+
+
+def test_streaming():
+    model, batch = model_and_batch()
+    seen = []
+
+    class Streamer(TextStreamer):
+        def __init__(self):
+            pass
+
+        def put(self, value):
+            seen.extend(value.flatten().tolist())
+
+        def end(self):
+            seen.append("end")
+
+    output = generate(model, batch, 1, streamer=Streamer())
+    assert seen == [*output.sequences.flatten().tolist(), "end"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_continuing_from_a_cache(whole, kind):
+    """Given the cache of a beginning, and the whole sequence or only what is new: the same tokens; depths of new ones."""
+    model, batch = model_and_batch()
+    ids = batch.input_ids[1:2]
+    plain = generate(model, batch, 1, eos_token_id=None)
+    cache = DynamicCache(config=model.config) if kind == "dynamic" else StaticCache(model.config, max_cache_len=32)
+    model(ids[:, :4], past_key_values=cache)
+    output = model.generate(
+        ids if whole else ids[:, 4:],
+        attention_mask=torch.ones(1, 6, dtype=torch.int64),
+        past_key_values=cache,
+        max_new_tokens=NEW,
+        do_sample=False,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+    )
+    start = 4 if whole else 0
+    assert torch.equal(output.sequences[:, start:], plain.sequences[:, 4:])
+    assert torch.equal(output.exit_depths[:, start:], plain.exit_depths[:, 4:])
+    assert (output.exit_depths[:, :start] == 0).all()
+
+
+def test_generating_from_embeddings():
+    model, batch = model_and_batch()
+    ids = batch.input_ids[1:2]
+    plain = generate(model, batch, 1, eos_token_id=None)
+    output = model.generate(
+        inputs_embeds=model.get_input_embeddings()(ids),
+        max_new_tokens=NEW,
+        do_sample=False,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+    )
+    assert torch.equal(output.sequences, plain.sequences[:, 6:])
+    assert torch.equal(output.exit_depths, plain.exit_depths[:, 6:])
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
+def test_forced_depths(options):
+    model, batch = model_and_batch()
+    rows = slice(1, 2) if "prompt_lookup_num_tokens" in options else slice(None)
+    forced = torch.randint(1, 6, (3, 6 + NEW), generator=torch.Generator().manual_seed(0))
+    output = model.generate(
+        batch.input_ids[rows],
+        attention_mask=batch.attention_mask[rows],
+        exit_depths=forced[rows],
+        max_new_tokens=NEW,
+        do_sample=False,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+        **options,
+    )
+    expected = forced * extended(batch.attention_mask, 6 + NEW)
+    expected[:, -1] = 0
+    assert torch.equal(output.exit_depths, expected[rows])
+
+
+def test_options_come_from_the_call_or_the_generation_config_and_are_kept(tmp_path):
+    model, batch = model_and_batch("early")
+    settings = {"min_depth": 2, "max_depth": 4, "exit_quantile": 0.9, "exit_rule": "quantile"}
+    called = generate(model, batch, eos_token_id=None, **settings)
+    default = generate(model, batch, eos_token_id=None)
+    assert not torch.equal(called.exit_depths, default.exit_depths)
+    assert called.exit_depths.max() <= 4
+
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    configured = generate(model, batch, eos_token_id=None)
+    assert torch.equal(configured.exit_depths, called.exit_depths)
+    assert generate(model, batch, max_depth=2).exit_depths.max() == 2, "the call wins"
+
+    model.save_pretrained(tmp_path)
+    loaded = AniraForCausalLM.from_pretrained(tmp_path)
+    assert loaded.generation_config.exit_quantile == 0.9
+    assert torch.equal(generate(loaded, batch, eos_token_id=None).exit_depths, called.exit_depths)
+
+    passed = model_and_batch("early")[0].generate(
+        batch.input_ids,
+        attention_mask=batch.attention_mask,
+        generation_config=GenerationConfig(
+            max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True, **settings
+        ),
+    )
+    assert torch.equal(passed.exit_depths, called.exit_depths)
+    forced = torch.full((3, 6 + NEW), 5)
+    assert generate(model, batch, exit_depths=forced, eos_token_id=None).exit_depths.max() == 5
+
+
+def test_sampled_exits_follow_given_noise():
+    model, batch = model_and_batch()
+    noise = torch.rand(3, 6 + NEW, generator=torch.Generator().manual_seed(3))
+    options = {"exit_rule": "sample", "exit_noise": noise, "eos_token_id": None}
+    output = generate(model, batch, **options)
+    assert torch.equal(output.exit_depths, generate(model, batch, use_cache=False, **options).exit_depths)
+    mask = extended(batch.attention_mask, 6 + NEW)
+    expected = depths_of(model, output.sequences, mask, exit_rule="sample", exit_noise=noise)
+    assert torch.equal(output.exit_depths, expected)
+
+
+def test_a_tensor_comes_back_where_no_dict_is_asked_for():
+    model, batch = model_and_batch()
+    assert torch.is_tensor(generate(model, batch, return_dict_in_generate=False))
+
+
+BAD = [
+    ({"exit_depths": torch.ones(3, 7, dtype=torch.int64)}, ["exit_depths", "(3, 7)", "(3, at least 12)"]),
+    ({"exit_depths": torch.ones(1, 13, dtype=torch.int64)}, ["exit_depths", "(1, 13)", "(3, at least 12)"]),
+    ({"exit_depths": torch.full((3, 13), 9)}, ["exit_depths", "9", "from 1 to 5"]),
+    ({"exit_dephts": 3}, ["exit_dephts"]),
+    ({"generation_config": GenerationConfig(exit_quantle=0.5)}, ["exit_quantle", "exit_quantile"]),
+    ({"max_depth": 6}, ["max_depth", "6", "5"]),
+    ({"exit_rule": "mode"}, ["exit_rule", "mode", "early"]),
+    ({"past_key_values": DynamicCache(config=small_model(max_depth=3).config)}, ["past_key_values", "8 slots", "12"]),
+    ({"penalty_alpha": 0.6, "top_k": 4}, ["generation mode", "contrastive_search", "beam_search"]),
+    ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, ["generation mode", "group_beam_search"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD, ids=[str(list(options)) for options, _ in BAD])
+def test_bad_input_is_refused(options, words):
+    model, batch = model_and_batch()
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the words below are the match
+        generate(model, batch, **options)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_prompt_longer_than_the_model_is_refused():
+    model, _ = model_and_batch()
+    with pytest.raises(ValueError, match=r"input_ids.*65 tokens.*64"):
+        model.generate(torch.ones(1, 65, dtype=torch.int64), max_new_tokens=1)
