@@ -42,6 +42,13 @@ from .freeze import AllTokens, PackedTokens, TokenSet, masked_tokens, packed_tok
 from .generation import AniraGenerationMixin, DepthRecord, cache_length
 from .objective import compute_loss, expected_depth
 
+# How a saved model is found again by the Auto classes; transformers itself writes only the entry of the class it saves.
+AUTO_MAP = {
+    "AutoConfig": "configuration_anira.AniraConfig",
+    "AutoModel": "modeling_anira.AniraModel",
+    "AutoModelForCausalLM": "modeling_anira.AniraForCausalLM",
+}
+
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rotary angles, each (B or 1, T, F) or (N, F)
 
 
@@ -349,6 +356,11 @@ class AniraPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
             if isinstance(module, ExitHead):
                 module.start()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; what is saved carries its code, and loads with all Auto classes that fit."""
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        super().save_pretrained(*args, **kwargs)
 
     def flops(
         self,
@@ -754,7 +766,6 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
         output_exit_log_probs: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.Tensor | None = None,
         depth_record: DepthRecord | None = None,
         **kwargs: Any,
     ) -> AniraCausalLMOutput:
@@ -766,9 +777,11 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
                 here, so pass a copy of `input_ids`.
             logits_to_keep: Compute logits for the last that many tokens only (0: all), or for these indices.
             num_items_in_batch: Labels in all micro-batches of a step; losses are then sums over this.
-            shift_labels (B, T): Labels shifted already: label i is predicted by token i.
             depth_record: Where `generate` collects depths.
+            shift_labels (B, T): By keyword: labels shifted already, label i is predicted by token i.
         """
+        # Not in the signature: `Trainer` takes every argument there whose name has "label" for one that rows must have.
+        shift_labels = kwargs.pop("shift_labels", None)
         wants_loss = labels is not None or shift_labels is not None
         if wants_loss and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             refuse("logits_to_keep", f"{logits_to_keep} together with labels", "0: a loss needs all logits")

@@ -5,7 +5,15 @@ import copy
 import pytest
 import torch
 from cases import make_batch, small_model
-from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, StaticCache, TextStreamer
+from transformers import (
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StaticCache,
+    TextStreamer,
+)
 
 from modeling_anira import AniraForCausalLM
 
@@ -195,7 +203,7 @@ def test_streaming():
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_continuing_from_a_cache(whole, kind):
-    """Given the cache of a beginning, and the whole sequence or only what is new: the same tokens; depths of new ones."""
+    """Given the cache of a beginning, and the whole sequence or only what is new: the same tokens and new depths."""
     model, batch = model_and_batch()
     ids = batch.input_ids[1:2]
     plain = generate(model, batch, 1, eos_token_id=None)
@@ -325,3 +333,28 @@ def test_a_prompt_longer_than_the_model_is_refused():
     model, _ = model_and_batch()
     with pytest.raises(ValueError, match=r"input_ids.*65 tokens.*64"):
         model.generate(torch.ones(1, 65, dtype=torch.int64), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("decider", DECIDERS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_continuous_batching_gives_what_generate_gives(decider, attention):
+    model, _ = model_and_batch(decider, num_attention_heads=4, num_key_value_heads=2)
+    model.set_attn_implementation(attention)
+    prompts = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [3, 3, 4, 5]]
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=22, pad_token_id=0)
+    paged = ContinuousBatchingConfig(num_blocks=64, page_size=32, max_batch_tokens=64)
+    outputs = model.generate_batch(
+        prompts, generation_config=config, continuous_batching_config=paged, progress_bar=False
+    )
+    for prompt, output in zip(prompts, outputs.values(), strict=True):
+        alone = model.generate(torch.tensor([prompt]), generation_config=config)
+        assert output.generated_tokens == alone[0, len(prompt) :].tolist()
+
+
+def test_continuous_batching_refuses_options_that_it_would_not_read():
+    model, _ = model_and_batch()
+    with pytest.raises(ValueError, match=r"exit_quantile.*model\.config\.exit_quantile"):
+        model.generate_batch([[1, 2]], generation_config=GenerationConfig(exit_quantile=0.9, max_new_tokens=2))
+    model.config.execution = "packed"
+    with pytest.raises(ValueError, match="continuous batching"):
+        model.model(torch.ones(1, 2, dtype=torch.int64), cache=object())

@@ -1,0 +1,128 @@
+"""Real libraries on the model: Trainer, Accelerate, PEFT, TRL."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import small_model
+from datasets import Dataset
+from trainer_script import train
+from words import word_tokenizer
+
+from modeling_anira import AniraForCausalLM
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decider": "online"},
+        {"decider": "early", "gradient_checkpointing": True},
+        {"decider": "online", "gradient_checkpointing": True, "bf16": True},
+        {"decider": "early", "gradient_accumulation_steps": 2, "bf16": True},
+    ],
+    ids=["plain", "checkpointing", "checkpointing-bf16", "accumulation-bf16"],
+)
+def test_trainer(options, tmp_path):
+    result = train(str(tmp_path), **options)
+    assert result["processes"] == 1
+    assert result["after"] < 0.7 * result["before"]
+    assert result["predictions"][0] == 32
+    assert result["predictions"][2] == 23
+    assert AniraForCausalLM.from_pretrained(tmp_path)(torch.tensor([[2, 3]])).exit_depths.shape == (1, 2)
+
+
+def test_trainer_in_two_processes(tmp_path):
+    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).parents[1] / "trainer_script.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["processes"] == 2
+    assert result["after"] < 0.7 * result["before"]
+
+
+def test_lora_on_the_core(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    model = small_model(decider="online")
+    ids = torch.randint(2, 23, (4, 6), generator=torch.Generator().manual_seed(0))
+    before = model(ids).logits
+    targets = r".*\.core\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    trainable = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    assert trainable
+    assert all(".core." in name and "lora" in name for name in trainable)
+    assert torch.allclose(tuned(input_ids=ids).logits, before, atol=1e-5)
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = tuned.train()(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    tuned.eval().save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(small_model(decider="online"), tmp_path)
+    assert torch.allclose(again(input_ids=ids).logits, tuned(input_ids=ids).logits, atol=1e-5)
+    generated = again.generate(input_ids=ids, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    assert generated.exit_depths.shape == (4, 9)
+    merged = again.merge_and_unload()
+    assert torch.allclose(merged(ids).logits, tuned(input_ids=ids).logits, atol=1e-4)
+
+
+def test_sft_on_prompts_and_completions(tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} w{i + 3}"} for i in range(2, 18)] * 4
+    model = small_model(decider="online", decisive=False).train()
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(tmp_path),
+            max_steps=20,
+            per_device_train_batch_size=8,
+            learning_rate=1e-2,
+            use_cpu=True,
+            save_strategy="no",
+            logging_steps=5,
+            report_to=[],
+            bf16=False,
+            max_length=32,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=word_tokenizer(),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+def test_device_map(device_map, tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    loaded = AniraForCausalLM.from_pretrained(tmp_path, device_map=device_map)
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    assert torch.equal(loaded(ids.to(loaded.device)).logits.cpu(), model(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dtype(dtype, tmp_path):
+    small_model().save_pretrained(tmp_path)
+    model = AniraForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    output = model.generate(torch.ones(2, 4, dtype=torch.int64), max_new_tokens=3, do_sample=False)
+    assert output.shape == (2, 7)
