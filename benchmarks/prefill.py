@@ -40,14 +40,19 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_size_arguments(parser, length=256)
+    return parser.parse_args()
+
+
+def add_size_arguments(parser: argparse.ArgumentParser, length: int) -> None:
+    """What all benchmarks let the caller choose."""
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--length", type=int, default=length, help="tokens that the model is made for")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-depth", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=7)
-    return parser.parse_args()
 
 
 def make_config(args: argparse.Namespace) -> AniraConfig:

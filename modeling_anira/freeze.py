@@ -147,17 +147,23 @@ class PackedTokens:
                 needs.
         """
         self.index, self.shape, self.past, self.overwrites = index, shape, past, overwrites
+        self.attention_mask = attention_mask
+        self._packed_mask: torch.Tensor | None = None
         batch, length = shape
+        # Attention needs a rectangle: row r of it holds the active queries of the r-th row that has any.
+        self.query_index: torch.Tensor | None = None  # None: the active tokens fill it, in order
+        if length == 1:
+            self.row = self.rows = index
+            self.column, self.width = torch.zeros_like(index), 1
+            return
         self.row, self.column = index // length, index % length
         counts = torch.bincount(self.row, minlength=batch)
         self.rows = counts.nonzero().squeeze(1)
         self.width = int(counts.max())
-        # Attention needs a rectangle: row r of it holds the active queries of the r-th row that has any.
-        starts = (counts.cumsum(0) - counts)[self.row]
-        place = torch.arange(index.numel(), device=index.device) - starts
-        self.query_index = (counts > 0).cumsum(0).sub(1)[self.row] * self.width + place
-        self.attention_mask = attention_mask
-        self._packed_mask: torch.Tensor | None = None
+        if index.numel() < self.rows.numel() * self.width:
+            starts = (counts.cumsum(0) - counts)[self.row]
+            place = torch.arange(index.numel(), device=index.device) - starts
+            self.query_index = (counts > 0).cumsum(0).sub(1)[self.row] * self.width + place
 
     def select(self, values: torch.Tensor) -> torch.Tensor:
         if values.shape[0] < self.shape[0]:  # the same for every row of the batch, as rotary angles mostly are
@@ -192,10 +198,13 @@ class PackedTokens:
         queries = self._to_rectangle(query, 0).transpose(1, 2)
         mask = self._rectangular_mask(key.shape[2])
         output, weights = attention(module, queries, key, value, mask, **kwargs)
-        return output.flatten(0, 1).index_select(0, self.query_index), weights
+        output = output.flatten(0, 1)
+        return output if self.query_index is None else output.index_select(0, self.query_index), weights
 
     def _to_rectangle(self, values: torch.Tensor, fill: float | bool) -> torch.Tensor:
         """(N, ...) -> (rows with an active token, width, ...), `fill` where a row has fewer."""
+        if self.query_index is None:
+            return values.unflatten(0, (-1, self.width))
         rectangle = values.new_full((self.rows.numel() * self.width, *values.shape[1:]), fill)
         return rectangle.index_copy_(0, self.query_index, values).unflatten(0, (-1, self.width))
 

@@ -1,9 +1,11 @@
 """What a transformers user expects of a model: saving, loading, recorded states, outputs as tuples."""
 
+import inspect
+
 import pytest
 import torch
 from cases import make_batch, run, small_config, small_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from modeling_anira import AniraForCausalLM, AniraModel
 from modeling_anira.deciders import DECIDERS
@@ -134,3 +136,102 @@ def test_shifted_labels_alone_give_the_same_loss():
     ids = torch.arange(1, 9).view(2, 4)
     shifted = torch.cat((ids[:, 1:], torch.full((2, 1), -100)), 1)
     assert torch.equal(model(ids, labels=ids).loss, model(ids, shift_labels=shifted).loss)
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+@pytest.mark.parametrize("decider", ["online", "fixed"])
+def test_cache_has_a_slot_for_every_attention_call(kind, decider):
+    """Slots, shapes and bytes are what the README's formula says."""
+    model = small_model(decider=decider, max_depth=3, num_attention_heads=4, num_key_value_heads=2)
+    batch = make_batch(0, [(0, 0), (2, 0)], 6, 3)
+    settings = {"max_cache_len": 6} if kind is StaticCache else {}
+    cache = kind(config=model.config, **settings)
+    run(model, batch, use_cache=True, past_key_values=cache)
+    slots = 1 + 3 * 2 + 1  # P + D * C + E
+    assert len(cache.layers) == slots
+    for layer in cache.layers:
+        assert layer.keys.shape == layer.values.shape == (2, 2, 6, 4)
+    size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert size == slots * 2 * 2 * 6 * 2 * 4 * 4  # slots x (K, V) x batch x length x heads x features x bytes
+
+
+def test_skipped_slots_hold_the_deepest_keys():
+    model = small_model(decider="online", max_depth=4, num_core_layers=1)
+    batch = make_batch(0, [(0, 0)], 6, 4)
+    cache = run(model, batch, use_cache=True, exit_depths=batch.depths).past_key_values
+    for token, depth in enumerate(batch.depths[0].tolist()):
+        for iteration in range(depth, 4):
+            skipped = cache.layers[model.config.cache_slot("core", 0, iteration)]
+            deepest = cache.layers[model.config.cache_slot("core", 0, depth - 1)]
+            assert torch.equal(skipped.keys[:, :, token], deepest.keys[:, :, token])
+            assert torch.equal(skipped.values[:, :, token], deepest.values[:, :, token])
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    model = small_model(tie_word_embeddings=True)
+    model.resize_token_embeddings(30)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    loaded = AniraForCausalLM.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert loaded.config.vocab_size == 30
+    ids = torch.full((1, 3), 29)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert loaded.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+def test_weights_start_as_the_config_says():
+    model = small_model(decisive=False, hidden_size=64, intermediate_size=128, initializer_range=0.05)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == 1).all(), name
+        elif "decider" not in name:
+            assert parameter.std().item() == pytest.approx(0.05, rel=0.2), name
+            assert parameter.mean().abs() < 0.01, name
+
+
+def test_buffers_are_right_after_loading(tmp_path):
+    """Loading builds on the meta device: a buffer that nobody refills would hold whatever was in memory."""
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    loaded = AniraForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+    assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
+
+
+def test_recorded_states_keep_their_gradients():
+    model = small_model().train()
+    output = model(torch.ones(2, 4, dtype=torch.int64), output_hidden_states=True)
+    for state in output.hidden_states:
+        state.retain_grad()
+    output.logits.sum().backward()
+    assert all(state.grad is not None for state in output.hidden_states)
+
+
+def test_arguments_come_in_transformers_order():
+    names = list(inspect.signature(AniraForCausalLM.forward).parameters)
+    assert names[1:7] == [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "past_key_values",
+        "inputs_embeds",
+        "labels",
+    ]
+    assert AniraForCausalLM.main_input_name == "input_ids"
+    assert AniraForCausalLM.can_generate()
+    assert [name for name in names if "label" in name] == ["labels"], "Trainer asks rows for every argument so named"
+
+
+def test_a_packed_row_of_several_sequences_gives_what_each_gives():
+    """Positions that start again tell sequences of one row apart, as transformers' flattening collator makes them."""
+    model = small_model()
+    ids = torch.arange(1, 10)[None]
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    for execution in ("masked", "packed"):
+        model.config.execution = execution
+        together = model(ids, position_ids=positions, use_cache=False)
+        for piece in (slice(0, 4), slice(4, 9)):
+            alone = model(ids[:, piece], use_cache=False)
+            assert torch.allclose(together.logits[:, piece], alone.logits, atol=1e-5)
+            assert torch.equal(together.exit_depths[:, piece], alone.exit_depths)
