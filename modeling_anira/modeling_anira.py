@@ -785,7 +785,7 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
         wants_loss = labels is not None or shift_labels is not None
         if wants_loss and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             refuse("logits_to_keep", f"{logits_to_keep} together with labels", "0: a loss needs all logits")
-        start = cache_length(past_key_values)
+        start = 0 if depth_record is None else cache_length(past_key_values)
         outputs: AniraModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
