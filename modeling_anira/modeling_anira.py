@@ -470,19 +470,9 @@ class AniraModel(AniraPreTrainedModel):
         packed = self._execution(output_attentions, exit_depths, paged="cache" in kwargs) == "packed"
         readout = self._readout(readout_head)
 
-        mask: Any = create_causal_mask(
-            config=config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,  # given ones may say that a row packs several sequences
-        )
+        mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             position_ids = torch.arange(shape[1], device=inputs_embeds.device).unsqueeze(0) + past
-        if mask is not None and mask.dtype == torch.bool and config._attn_implementation == "eager":
-            mask = torch.zeros_like(mask, dtype=inputs_embeds.dtype).masked_fill(
-                ~mask, torch.finfo(inputs_embeds.dtype).min
-            )
         run = _Run(
             everyone=AllTokens(mask),
             rotation=self.rotary_emb(inputs_embeds, position_ids),
@@ -513,7 +503,7 @@ class AniraModel(AniraPreTrainedModel):
         log_q = exits.log_q()
         return AniraModelOutput(
             last_hidden_state=output,
-            past_key_values=past_key_values if use_cache else None,
+            past_key_values=past_key_values,
             hidden_states=tuple(run.hidden_states) if run.hidden_states is not None else None,
             attentions=tuple(run.attentions) if run.attentions is not None else None,
             exit_depths=exits.depths,
@@ -596,6 +586,26 @@ class AniraModel(AniraPreTrainedModel):
             if run.hidden_states is not None:
                 run.hidden_states.append(hidden)
         return hidden
+
+    def _causal_mask(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """The mask (B or 1, 1, T, S) for the attention in use, bool or additive; None for plain causality."""
+        mask: Any = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,  # given ones may say that a row packs several sequences
+        )
+        if mask is None or mask.dtype != torch.bool or self.config._attn_implementation != "eager":
+            return mask
+        dtype = inputs_embeds.dtype  # a mask of four dimensions comes back as it was given, but eager attention adds it
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _real_tokens(
         self, attention_mask: torch.Tensor | None, shape: tuple[int, int], device: torch.device
