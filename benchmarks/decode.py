@@ -1,8 +1,8 @@
 """
 Speed and memory of cached decoding.
 
-* Depths of mean D/3 against all tokens at D, under transformers' caches: the share of the speed-up that FLOPs allow, and
-  where the time goes.
+* Depths of mean D/3 against all tokens at D, under transformers' caches: the share of the speed-up that FLOPs allow,
+  and where the time goes.
 * Memory of the cache against the formula of the README.
 
     python benchmarks/decode.py [--device cuda --dtype bfloat16]

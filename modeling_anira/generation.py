@@ -8,7 +8,9 @@ Shapes: B rows that are decoded (batch x beams, say), L tokens of a sequence.
 """
 
 import copy
+import difflib
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +21,14 @@ from transformers.generation import GenerationConfig, GenerationMixin, Generatio
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
-from .checks import CALL_OPTIONS, check_unknown_fields, refuse, require
+from .checks import CALL_OPTIONS, refuse, require
 
 # The options that a generation config can hold; the others are tensors or a generator.
 CONFIG_OPTIONS = ("min_depth", "max_depth", "exit_quantile", "exit_rule")
+
+_BATCHING_READS = (
+    "left out: continuous batching reads `exit_rule`, `exit_quantile` and `min_depth` from `model.config`, and no more"
+)
 
 _MODES = {
     GenerationMode.GREEDY_SEARCH,
@@ -79,12 +85,14 @@ class DepthRecord:
         """`done` (B,): rows that need no further token, their sequences being `length` tokens long."""
         if self._finished_length is None:
             self._finished_length = torch.full_like(done, torch.iinfo(torch.int64).max, dtype=torch.int64)
+        length += self.offset
         newly = done & (self._finished_length > length)
-        self._finished_length = self._finished_length.masked_fill(newly, length + self.offset)
+        self._finished_length = self._finished_length.masked_fill(newly, length)
 
     def hide_finished(self, mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
         """
-        Makes padding of what a finished row still gets: its last token, and all that transformers appends.
+        Makes padding of what transformers appends to a finished row. (Its last token is run while others go on, so that
+        the cache holds the whole sequence.)
 
         Args:
             mask (B, length): 0 at padding; None for no padding.
@@ -92,7 +100,7 @@ class DepthRecord:
         if self._finished_length is None or not bool((self._finished_length <= length).any()):
             return mask
         positions = torch.arange(length, device=self._finished_length.device)
-        going_on = positions < self._finished_length[:, None] - 1
+        going_on = positions < self._finished_length[:, None]
         return going_on.long() if mask is None else mask * going_on.to(mask.device)
 
     def depths(self, sequences: torch.Tensor, beam_indices: torch.Tensor | None) -> torch.Tensor:
@@ -116,6 +124,9 @@ class DepthRecord:
             if lo < hi:
                 depths[kept, lo:hi] = found[source[kept], lo - first : hi - first].to(depths.device)
         depths[:, -1] = 0
+        if self._finished_length is not None:
+            last = (self._finished_length - self.offset - 1).to(depths.device)
+            depths[torch.arange(depths.shape[1], device=depths.device) >= last[:, None]] = 0
         return depths
 
 
@@ -132,20 +143,32 @@ class _WatchedCriteria(StoppingCriteriaList):
         return done
 
 
-def _with_depths(decode: Callable, watch: bool) -> Callable:
-    """A decoding loop of transformers, whose output gets `exit_depths`; `watch`: its rows can finish one by one."""
+def _with_depths(decode: Callable) -> Callable:
+    """A decoding loop of transformers, whose output gets `exit_depths`."""
+    names = list(inspect.signature(decode).parameters)[2:]
 
     @functools.wraps(decode)  # transformers looks at the signature
-    def decode_with_depths(self: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        record, config = kwargs["depth_record"], kwargs["generation_config"]
+    def decode_with_depths(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= zip(names, args, strict=False)
+        record, config = kwargs.get("depth_record"), kwargs["generation_config"]
+        if record is None:  # called by a `custom_generate` that leaves it out
+            return decode(self, input_ids, **kwargs)
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         seen = getattr(config, "_mask_length", input_ids.shape[1]) if mask is None else mask.shape[1]
         record.open(max(seen, 0 if embeds is None else embeds.shape[1]), input_ids.shape[1])
+        check_length(record.prompt_length, self.config.max_position_embeddings)
         for name in ("exit_depths", "exit_noise"):
             if kwargs.get(name) is not None:
-                _check_by_position(name, kwargs[name], input_ids.shape[0], config.max_length, record.offset)
-        if watch:
-            kwargs["stopping_criteria"] = _WatchedCriteria(kwargs["stopping_criteria"], record)
+                expand = max(config.num_beams or 1, config.num_return_sequences or 1)
+                _check_by_position(name, kwargs[name], input_ids.shape[0], expand, config.max_length, record.offset)
+        if decode is GenerationMixin._assisted_decoding and record.offset == 0:
+            cached = cache_length(kwargs.get("past_key_values"))
+            wanted = "left out in assisted decoding, or `input_ids` only what is new"
+            require(cached == 0, "past_key_values", f"a cache of {cached} tokens", wanted)
+        criteria = kwargs["stopping_criteria"]
+        # Only under an end-of-sequence criterion does `_sample` fill up rows that have finished.
+        if decode is GenerationMixin._sample and any(hasattr(criterion, "eos_token_id") for criterion in criteria):
+            kwargs["stopping_criteria"] = _WatchedCriteria(criteria, record)
         output = decode(self, input_ids, **kwargs)
         if isinstance(output, torch.Tensor):
             return output
@@ -155,48 +178,56 @@ def _with_depths(decode: Callable, watch: bool) -> Callable:
     return decode_with_depths
 
 
-def _check_by_position(name: str, values: torch.Tensor, rows: int, max_length: int, offset: int) -> None:
-    """`values` (rows, L) must reach as far as tokens can be run."""
+def _check_by_position(name: str, values: torch.Tensor, rows: int, expand: int, max_length: int, offset: int) -> None:
+    """`values` (rows, L) must reach as far as tokens can be run. Rows were expanded: `expand` for each prompt."""
     if offset != 0:
         refuse(name, "given, but not the whole sequence", "left out, or `input_ids` must be the whole sequence")
     fits = values.dim() == 2 and values.shape[0] == rows and values.shape[1] >= max_length - 1
-    require(fits, name, tuple(values.shape), f"of shape ({rows}, at least {max_length - 1}): up to the last token run")
+    found = (values.shape[0] // expand, *values.shape[1:])
+    wanted = f"of shape ({rows // expand}, at least {max_length - 1}): a row a prompt, up to the last token run"
+    require(fits, name, found, wanted)
+
+
+def check_length(length: int, longest: int) -> None:
+    """A prompt, with what a given cache holds, must fit the model."""
+    allowed = f"at most {longest}, this model's `max_position_embeddings`"
+    require(length <= longest, "input_ids", f"{length} tokens long", allowed)
 
 
 class AniraGenerationMixin(GenerationMixin):
     """`generate` of a model whose tokens have depths."""
 
-    _sample = _with_depths(GenerationMixin._sample, watch=True)
-    _beam_search = _with_depths(GenerationMixin._beam_search, watch=False)
-    _assisted_decoding = _with_depths(GenerationMixin._assisted_decoding, watch=False)
+    _sample = _with_depths(GenerationMixin._sample)
+    _beam_search = _with_depths(GenerationMixin._beam_search)
+    _assisted_decoding = _with_depths(GenerationMixin._assisted_decoding)
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict[str, Any]]:
         """Hands what the generation config says about depths on to forward, unless the call says otherwise."""
         config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        mode = config.get_generation_mode()
-        require(mode in _MODES, "generation mode", mode.value, f"one of {sorted(mode.value for mode in _MODES)}")
-        own = set(config.to_dict()) - set(GenerationConfig().to_dict())
-        check_unknown_fields(own - set(CALL_OPTIONS), CALL_OPTIONS)
-        if model_kwargs.get("exit_depths") is None:
+        _check_generation_config(config)
+        for name in ("exit_depths", "exit_noise"):
+            given = kwargs.get(name)
+            require(given is None or torch.is_tensor(given), name, type(given).__name__, "a tensor (batch, positions)")
+        if kwargs.get("output_exit_log_probs"):
+            refuse("output_exit_log_probs", "True in generate", "used in a forward over the sequences that came out")
+        if kwargs.get("exit_depths") is None:
             for name in CONFIG_OPTIONS:
                 if model_kwargs.get(name) is None and getattr(config, name, None) is not None:
                     model_kwargs[name] = getattr(config, name)
+        else:
+            for name in CONFIG_OPTIONS:
+                if kwargs.get(name) is not None:
+                    refuse(name, f"{kwargs[name]!r}, given together with `exit_depths`", "left out: depths are given")
         model_kwargs["depth_record"] = DepthRecord()
         return config, model_kwargs
 
-    def _validate_generated_length(
-        self, generation_config: GenerationConfig, input_ids_length: int, *args: Any, **kwargs: Any
-    ) -> None:
-        longest = self.config.max_position_embeddings
-        require(
-            input_ids_length <= longest,
-            "input_ids",
-            f"{input_ids_length} tokens long",
-            f"at most {longest}, the `max_position_embeddings` of this model",
-        )
-        super()._validate_generated_length(generation_config, input_ids_length, *args, **kwargs)
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> bool:
+        """Never: packed execution has no shapes that stay, and masked execution would save nothing."""
+        if generation_config.compile_config is not None:
+            refuse("compile_config", "given", "left out: decoding skips work, which a compiled graph cannot")
+        return False
 
     def prepare_inputs_for_generation(
         self,
@@ -224,12 +255,12 @@ class AniraGenerationMixin(GenerationMixin):
         tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         here = slice(past, past + tokens.shape[1])
         if exit_depths is not None:
-            exit_depths = exit_depths[:, here]
+            exit_depths = exit_depths[:, here].to(tokens.device)
             if attention_mask is not None:
-                exit_depths = exit_depths * attention_mask[:, here].to(exit_depths.dtype)
+                exit_depths = exit_depths * attention_mask[:, here].to(exit_depths)
             inputs["exit_depths"] = exit_depths
         if exit_noise is not None:
-            inputs["exit_noise"] = exit_noise[:, here]
+            inputs["exit_noise"] = exit_noise[:, here].to(tokens.device)
         inputs["depth_record"] = depth_record
         return inputs
 
@@ -246,9 +277,37 @@ class AniraGenerationMixin(GenerationMixin):
     def init_continuous_batching(
         self, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Continuous batching has no arguments of its own for depths: they come from `config`."""
+        """As in transformers. It calls forward without arguments for depths: they come from `model.config`."""
         for config in (generation_config, self.generation_config):
             for name in CONFIG_OPTIONS:
                 if getattr(config, name, None) is not None:
-                    refuse(name, "in a generation config", f"set as `model.config.{name}` for continuous batching")
+                    refuse(name, "in a generation config", _BATCHING_READS)
+        if self.config.execution == "packed":
+            refuse("execution", "'packed' under continuous batching", "'masked' or 'auto'")
         return super().init_continuous_batching(generation_config, *args, **kwargs)
+
+    def generate_batch(self, inputs: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers: the tokens that `generate` gives. No depths go in or come out."""
+        for name in kwargs:
+            if name in CALL_OPTIONS:
+                refuse(name, "given to continuous batching", _BATCHING_READS)
+        for prompt in inputs:
+            check_length(len(prompt), self.config.max_position_embeddings)
+        return super().generate_batch(inputs, *args, **kwargs)
+
+
+def _check_generation_config(config: GenerationConfig) -> None:
+    """Refuses modes that this model does not decode in, and fields that nobody would read."""
+    mode = config.get_generation_mode()
+    require(mode in _MODES, "generation mode", mode.value, f"one of {sorted(mode.value for mode in _MODES)}")
+    if getattr(config, "assistant_early_exit", None) is not None:
+        refuse(
+            "assistant_early_exit",
+            repr(config.assistant_early_exit),
+            "left out: it cuts layers, which are cache slots here; use `prompt_lookup_num_tokens` or `assistant_model`",
+        )
+    unknown = config.to_dict().keys() - GenerationConfig().to_dict().keys() - set(CONFIG_OPTIONS)
+    for name in (name for name in unknown if not name.startswith("_")):
+        near = difflib.get_close_matches(name, CONFIG_OPTIONS, n=1)
+        hint = f"`{near[0]}`" if near else f"one that transformers knows, or one of {list(CONFIG_OPTIONS)}"
+        refuse(name, "not a field of a generation config", hint)

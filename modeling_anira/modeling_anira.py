@@ -360,6 +360,9 @@ class AniraPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; what is saved carries its code, and loads with all Auto classes that fit."""
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        if self.can_generate():
+            # Marked as made from the model's config, it would lose what it says about depths when it is loaded again.
+            self.generation_config._from_model_config = False
         super().save_pretrained(*args, **kwargs)
 
     def flops(
@@ -455,7 +458,7 @@ class AniraModel(AniraPreTrainedModel):
         shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
 
         if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
-            refuse("use_cache", "True while gradient checkpointing trains", "False, and no cache given")
+            refuse("use_cache", "True while gradient checkpointing trains", "False (to generate, call `model.eval()`)")
         if use_cache is None:
             use_cache = config.use_cache and not self.training
         if use_cache and past_key_values is None:
@@ -687,6 +690,8 @@ class AniraModel(AniraPreTrainedModel):
         elif not self.training and not needed:
             unread = f"`exit_rule` is {rule.name!r}; 'sample' reads noise, and so does training"
         check_exit_noise(exit_noise, wanted, unread)
+        if generator is not None and unread:
+            refuse("generator", "given", f"left out: {unread}")
         if exit_noise is not None:
             return exit_noise.to(device=device, dtype=torch.float32) if needed else None
         # Training draws under every decider, so that the global state moves alike.
@@ -752,8 +757,6 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
         self.model = AniraModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # Marked as made from the model's config, it would lose what is said there about depths when it is loaded again.
-        self.generation_config._from_model_config = False
         self.post_init()
 
     @can_return_tuple

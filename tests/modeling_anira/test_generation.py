@@ -1,19 +1,24 @@
 """The stock `generate()` in all its modes: tokens and depths of a padded batch are those of each row alone."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from cases import make_batch, small_model
 from transformers import (
+    CompileConfig,
     ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     StaticCache,
+    StoppingCriteria,
     TextStreamer,
+    pipeline,
 )
+from words import word_tokenizer
 
 from modeling_anira import AniraForCausalLM
 
@@ -96,7 +101,7 @@ def test_rows_that_end_early_are_not_run_any_more(options):
 
 
 def test_a_finished_row_costs_nothing():
-    """Tokens through the core while one row of three goes on: its depths alone."""
+    """Tokens through the core while rows end one by one: the depths, and each end token once, for the cache's sake."""
     model, batch = model_and_batch()
     free = generate(model, batch, eos_token_id=None).sequences
     end = int(free[0, 6])
@@ -105,7 +110,13 @@ def test_a_finished_row_costs_nothing():
         lambda module, args, output: counted.append(output.shape[:-1].numel())
     )
     output = generate(model, batch, eos_token_id=end)
-    assert sum(counted) == int(output.exit_depths.sum())
+    through_the_core = sum(counted)
+    full = depths_of(model, output.sequences, extended(batch.attention_mask, output.sequences.shape[1]))
+    ends = (output.sequences == end) & ((output.sequences == end).cumsum(1) == 1)
+    ends[:, :6] = False
+    ends[:, -1] = False
+    assert ends.any()
+    assert through_the_core == int(output.exit_depths.sum() + full[ends].sum())
 
 
 @pytest.mark.parametrize("decider", DECIDERS)
@@ -312,6 +323,15 @@ BAD = [
     ({"exit_depths": torch.full((3, 13), 9)}, ["exit_depths", "9", "from 1 to 5"]),
     ({"exit_dephts": 3}, ["exit_dephts"]),
     ({"generation_config": GenerationConfig(exit_quantle=0.5)}, ["exit_quantle", "exit_quantile"]),
+    ({"generation_config": GenerationConfig(halting=0.5)}, ["halting", "exit_quantile", "exit_rule"]),
+    ({"generation_config": GenerationConfig(exit_depths=[1])}, ["exit_depths", "generation config"]),
+    ({"exit_depths": torch.ones(1, 7, dtype=torch.int64), "num_beams": 4}, ["exit_depths", "(1, 7)", "(3, at least"]),
+    ({"exit_depths": [[1]]}, ["exit_depths", "list", "tensor"]),
+    ({"exit_depths": torch.ones(3, 13, dtype=torch.int64), "max_depth": 2}, ["max_depth", "2", "exit_depths"]),
+    ({"output_exit_log_probs": True}, ["output_exit_log_probs", "forward"]),
+    ({"generator": torch.Generator()}, ["generator", "quantile", "sample"]),
+    ({"assistant_early_exit": 2}, ["assistant_early_exit", "2", "prompt_lookup_num_tokens"]),
+    ({"compile_config": CompileConfig()}, ["compile_config", "left out"]),
     ({"max_depth": 6}, ["max_depth", "6", "5"]),
     ({"exit_rule": "mode"}, ["exit_rule", "mode", "early"]),
     ({"past_key_values": DynamicCache(config=small_model(max_depth=3).config)}, ["past_key_values", "8 slots", "12"]),
@@ -329,10 +349,134 @@ def test_bad_input_is_refused(options, words):
         assert word in str(error.value)
 
 
+def test_a_refused_call_leaves_the_model_as_it_was():
+    """transformers' early-exit assistant cuts `num_hidden_layers`, and once left it cut."""
+    model, batch = model_and_batch()
+    plain = generate(model, batch, 1)
+    with pytest.raises(ValueError, match="assistant_early_exit"):
+        generate(model, batch, 1, assistant_early_exit=2)
+    assert model.config.num_hidden_layers == model.config.num_attention_calls
+    assert torch.equal(generate(model, batch, 1).sequences, plain.sequences)
+
+
 def test_a_prompt_longer_than_the_model_is_refused():
     model, _ = model_and_batch()
+    ids = torch.ones(1, 65, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"input_ids.*65 tokens.*64"):
-        model.generate(torch.ones(1, 65, dtype=torch.int64), max_new_tokens=1)
+        model.generate(ids, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"input_ids.*65 tokens.*64"):
+        model.generate(inputs_embeds=model.get_input_embeddings()(ids), max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"input_ids.*65 tokens.*64"):
+        model.generate_batch([[1] * 65])
+    cache = model(ids[:, :60], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"input_ids.*65 tokens.*64"):
+        model.generate(ids[:, :5], attention_mask=ids, past_key_values=cache, max_new_tokens=1)
+
+
+class Enough(StoppingCriteria):
+    """Ends a row when it is 9 tokens long and its first token is odd."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return (input_ids[:, 0] % 2 == 1) & (input_ids.shape[1] >= 9) | (input_ids.shape[1] >= 12)
+
+
+@pytest.mark.parametrize("with_end", [False, True])
+def test_own_stopping_criteria(with_end):
+    """Without an end token, a row that met its criterion goes on until all have, as in transformers."""
+    model, batch = model_and_batch()
+    batch.input_ids[:] = torch.tensor([[3, 4, 5, 6, 7, 8], [2, 4, 5, 6, 7, 8], [5, 4, 5, 6, 7, 8]])
+    batch.attention_mask[:] = 1
+    free = generate(model, batch, eos_token_id=None).sequences
+    end = next(token for token in range(1, 23) if token not in free)
+    output = generate(model, batch, eos_token_id=end if with_end else None, stopping_criteria=[Enough()])
+    assert output.sequences.shape[1] == 12
+    for row, length in enumerate([9, 12, 9] if with_end else [12, 12, 12]):
+        assert torch.equal(output.sequences[row, :length], free[row, :length])
+        assert (output.exit_depths[row, : length - 1] > 0).all()
+        assert (output.exit_depths[row, length - 1 :] == 0).all()
+
+
+def test_two_end_tokens_in_beam_search():
+    for seed in range(4):
+        model, batch = model_and_batch(seed=seed)
+        assert_rows_agree(model, batch, num_beams=3, num_return_sequences=2, eos_token_id=[5, 9, 13])
+
+
+def test_a_cache_can_be_continued_after_rows_have_ended():
+    """A second turn on the returned cache: the end token of a row that ended early was once not in it."""
+    for seed in range(4):
+        model, batch = model_and_batch(seed=seed)
+        batch.attention_mask[:] = 1
+        end = int(generate(model, batch, eos_token_id=None).sequences[0, 7])
+        first = generate(model, batch, eos_token_id=end)
+        length = first.sequences.shape[1]
+        ended = (first.sequences[:, 6:] == end).cumsum(1)
+        mask = torch.ones_like(first.sequences)
+        mask[:, 7:] = (ended[:, :-1] == 0).long()
+        turn = torch.full((3, 2), 4)
+        full = torch.cat((first.sequences, turn), 1)
+        mask = torch.cat((mask, torch.ones_like(turn)), 1)
+        cache = first.past_key_values
+        output = model(full[:, cache.get_seq_length() :], attention_mask=mask, past_key_values=cache)
+        whole = model(full, attention_mask=mask, use_cache=False)
+        assert (output.logits[:, -2:] - whole.logits[:, length:]).abs().max() < 1e-4
+        assert torch.equal(output.exit_depths[:, -2:], whole.exit_depths[:, length:])
+
+
+def test_custom_generate():
+    model, batch = model_and_batch()
+
+    def twice(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        return model._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    output = generate(model, batch, custom_generate=twice, eos_token_id=None)
+    assert torch.equal(output.exit_depths, generate(model, batch, eos_token_id=None).exit_depths)
+
+
+def test_sampled_assistance_runs():
+    model, batch = model_and_batch()
+    torch.manual_seed(0)
+    assistant = copy.deepcopy(model)
+    output = generate(model, batch, 1, do_sample=True, assistant_model=assistant, eos_token_id=None)
+    assert torch.equal(output.exit_depths, depths_of(model, output.sequences))
+
+
+def test_assisted_decoding_on_a_cache_refuses_the_whole_sequence():
+    """transformers would run the cached tokens again, on top of themselves."""
+    model, batch = model_and_batch()
+    ids = batch.input_ids[1:2]
+    plain = generate(model, batch, 1, eos_token_id=None)
+    cache = model(ids[:, :4], use_cache=True).past_key_values
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "prompt_lookup_num_tokens": 2,
+        "eos_token_id": None,
+    }
+    with pytest.raises(ValueError, match=r"past_key_values.*4 tokens"):
+        model.generate(ids, past_key_values=cache, **options)
+    cache = model(ids[:, :4], use_cache=True).past_key_values
+    assert torch.equal(model.generate(ids[:, 4:], past_key_values=cache, **options), plain.sequences[:, 4:])
+
+
+def test_a_pipeline_pads_and_gives_what_each_prompt_gives():
+    model, _ = model_and_batch()
+    text = pipeline("text-generation", model=model, tokenizer=word_tokenizer(), device="cpu")
+    prompts = ["w3 w4 w5 w6", "w7"]
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    together = text(prompts, batch_size=2, **options)
+    assert together == [text(prompt, **options) for prompt in prompts]
+
+
+def test_two_threads_generate_with_one_model():
+    model, batch = model_and_batch()
+    expected = [generate(model, batch, row) for row in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        outputs = list(pool.map(lambda row: generate(model, batch, row), [0, 1, 2] * 4))
+    for output, wanted in zip(outputs, expected * 4, strict=True):
+        assert torch.equal(output.sequences, wanted.sequences)
+        assert torch.equal(output.exit_depths, wanted.exit_depths)
 
 
 @pytest.mark.parametrize("decider", DECIDERS)
@@ -353,8 +497,13 @@ def test_continuous_batching_gives_what_generate_gives(decider, attention):
 
 def test_continuous_batching_refuses_options_that_it_would_not_read():
     model, _ = model_and_batch()
-    with pytest.raises(ValueError, match=r"exit_quantile.*model\.config\.exit_quantile"):
+    with pytest.raises(ValueError, match=r"exit_quantile.*model\.config"):
         model.generate_batch([[1, 2]], generation_config=GenerationConfig(exit_quantile=0.9, max_new_tokens=2))
+    with pytest.raises(ValueError, match=r"exit_quantile.*model\.config"):
+        model.generate_batch([[1, 2]], exit_quantile=0.9)
+    forced = torch.ones(1, 9, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"exit_depths.*continuous batching"):
+        model.generate(torch.ones(1, 2, dtype=torch.int64), cache_implementation="paged", exit_depths=forced)
     model.config.execution = "packed"
-    with pytest.raises(ValueError, match="continuous batching"):
-        model.model(torch.ones(1, 2, dtype=torch.int64), cache=object())
+    with pytest.raises(ValueError, match=r"execution.*continuous batching"):
+        model.generate_batch([[1, 2]])
