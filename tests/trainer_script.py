@@ -62,3 +62,7 @@ if __name__ == "__main__":
     result = train(sys.argv[1])
     if int(os.environ.get("RANK", 0)) == 0:
         Path(sys.argv[1], "result.json").write_text(json.dumps(result))
+    if torch.distributed.is_initialized():
+        # A process that leaves while gloo's threads run is aborted now and then.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
