@@ -193,6 +193,9 @@ class PackedTokens:
         value: torch.Tensor,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        reach = self.past + self.shape[1]
+        if key.shape[2] > reach:  # a static cache has room that nothing can see yet
+            key, value = key[:, :, :reach], value[:, :, :reach]
         if self.rows.numel() < self.shape[0]:
             key, value = key.index_select(0, self.rows), value.index_select(0, self.rows)
         queries = self._to_rectangle(query, 0).transpose(1, 2)
@@ -210,7 +213,7 @@ class PackedTokens:
 
     def _rectangular_mask(self, num_keys: int) -> torch.Tensor | None:
         """The rows of the attention mask that belong to the active queries: (rows, 1, width, S), or None for all."""
-        if self.attention_mask is None and self.shape[1] == 1 and num_keys == self.past + 1:
+        if self.attention_mask is None and self.shape[1] == 1:
             return None  # one new token sees everything before it
         if self._packed_mask is None:
             if self.attention_mask is None:
@@ -218,7 +221,7 @@ class PackedTokens:
                 mask = reach <= (self.past + self.column)[:, None]
             else:
                 row = self.row if self.attention_mask.shape[0] == self.shape[0] else torch.zeros_like(self.row)
-                mask = self.attention_mask[row, 0, self.column]
+                mask = self.attention_mask[row, 0, self.column, :num_keys]
             # Queries that only fill the rectangle see everything: an empty softmax would be NaN.
             self._packed_mask = self._to_rectangle(mask, mask.dtype == torch.bool).unsqueeze(1)
         return self._packed_mask
