@@ -136,7 +136,7 @@ class OnlineExits:
         """
         self.decider, self.rule, self.noise, self.readout = decider, rule, noise, readout
         self.given_depths, self.differentiable, self.model_depth = given_depths, differentiable, model_depth
-        self.real = self._active = real
+        self._active = real
         self.depths = torch.zeros_like(real, dtype=torch.int64)
         self._logits: list[torch.Tensor] = []
         self._log_survival = torch.zeros(real.shape, device=real.device)
@@ -168,12 +168,11 @@ class OnlineExits:
 
     def log_q(self) -> torch.Tensor:
         """log q (B, T, D): log alpha^(d) + sum_{j<d} log(1 - alpha^(j)), and all that is left at D."""
+        if self.model_depth == 1:
+            return torch.zeros_like(self._log_survival).unsqueeze(-1)
         # Iterations that nobody took would have read alpha from frozen states, so it stays what it was.
-        logits = (
-            torch.stack(self._logits + [self._last_logit()] * (self.model_depth - 1 - len(self._logits)), -1)
-            if self.model_depth > 1
-            else self._log_survival.new_zeros(*self.depths.shape, 0)
-        )
+        not_taken = self.model_depth - 1 - len(self._logits)
+        logits = torch.stack([*self._logits, *[self._last_logit()] * not_taken], -1)
         survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
         return survival + F.pad(F.logsigmoid(logits), (0, 1))
 
