@@ -1,0 +1,96 @@
+"""Randomness that depends on names and numbers alone, never on what was drawn before.
+
+An example is drawn from a state that is a hash of (task, config, split, seed) and of its index. So any example can be
+made again alone, shards can be made in any order, and neighbouring seeds or indices share nothing. The numbers come
+from splitmix64 (Steele et al., 2014, "Fast splittable pseudorandom number generators").
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import numba
+import numpy as np
+
+# Not cached on disk: numba would not see that a compiled function of another file has changed, and the data would be
+# those of the old one.
+compiled = numba.njit(nogil=True)
+
+SPLITS = ("train", "validation", "test", "extrapolation")
+
+# The hundredths of all instances that belong to a split. `extrapolation` differs by size, and takes them all.
+_HUNDREDTHS = {"train": (0, 90), "validation": (90, 95), "test": (95, 100), "extrapolation": (0, 100)}
+
+# So many draws of one example that all fall into other splits mean that this split has none.
+MAX_ATTEMPTS = 100_000
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND = np.uint64(0x94D049BB133111EB)
+
+
+def stream_key(*parts: Any) -> np.uint64:
+    """A 64-bit hash of names and numbers, the same on every machine."""
+    digest = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))
+
+
+def hundredths(split: str) -> tuple[int, int]:
+    """(first, one past the last) of the hundredths of instances that belong to `split`."""
+    return _HUNDREDTHS[split]
+
+
+@compiled
+def mix(bits: np.uint64) -> np.uint64:
+    """A bijection of 64 bits in which each bit of the result depends on all bits."""
+    bits = (bits ^ (bits >> np.uint64(30))) * _FIRST
+    bits = (bits ^ (bits >> np.uint64(27))) * _SECOND
+    return bits ^ (bits >> np.uint64(31))
+
+
+@compiled
+def open_state(state: np.ndarray, key: np.uint64, index: int, attempt: int) -> None:
+    """Sets `state` (1,), uint64, to where draw number `attempt` of example `index` begins."""
+    state[0] = mix(mix(key ^ mix(np.uint64(index) + _GOLDEN)) + np.uint64(attempt))
+
+
+@compiled
+def next_bits(state: np.ndarray) -> np.uint64:
+    """The next 64 random bits; moves `state` (1,)."""
+    state[0] += _GOLDEN
+    return mix(state[0])
+
+
+@compiled
+def below(state: np.ndarray, bound: int) -> int:
+    """A whole number in 0..bound-1, uniform up to bound / 2^32."""
+    return int(((next_bits(state) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+
+
+@compiled
+def choose(state: np.ndarray, cumulative: np.ndarray) -> int:
+    """An index i with probability proportional to cumulative[i] - cumulative[i-1]; `cumulative` (n,) ends in 1."""
+    uniform = np.float64(next_bits(state) >> np.uint64(11)) * 2.0**-53
+    return min(int(np.searchsorted(cumulative, uniform, side="right")), len(cumulative) - 1)
+
+
+@compiled
+def shuffle(state: np.ndarray, values: np.ndarray) -> None:
+    """Puts the rows of `values` into a uniformly random order, in place (Fisher and Yates)."""
+    for last in range(len(values) - 1, 0, -1):
+        other = below(state, last + 1)
+        kept = values[last].copy()
+        values[last] = values[other]
+        values[other] = kept
+
+
+@compiled
+def extend_hash(code: np.uint64, value: int) -> np.uint64:
+    """The hash of a sequence, longer by `value`."""
+    return mix((code + _GOLDEN) ^ mix(np.uint64(value)))
+
+
+@compiled
+def hundredth_of(instance: np.uint64) -> int:
+    """The hundredth 0..99 that an instance belongs to, from the hash of its canonical form."""
+    return int(instance % np.uint64(100))
