@@ -27,6 +27,7 @@ fuzz: setup
 benchmark: setup
 	$(BIN)/python benchmarks/prefill.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/tasks.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -240,7 +240,7 @@ def _instances_path(shard: Path) -> Path:
 
 
 def _count_duplicates(folder: Path, split: str, rows: int) -> int:
-    """How many rows hold an instance that an earlier row of the split holds. One part of all hashes is held at a time."""
+    """How many rows hold an instance that an earlier row holds. One part of all hashes is in memory at a time."""
     files = sorted(folder.glob(f"{split}-*.instances.npy"))
     parts = -(-rows // 1_000_000)
     distinct = 0

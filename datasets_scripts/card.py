@@ -41,11 +41,11 @@ ends in `_state` use words up to i alone, those in `_static` the whole instance.
 _SPLITS = """
 ## Splits
 
-An instance decides its split, by a hash of its canonical form: 90 of 100 belong to train, 5 to validation, 5 to test. So
-no instance is in two of them, in any build, at any seed, or in the endless streams of the generators. `extrapolation`
-holds sizes beyond those that train has. Sizes in train follow the task's weights, in the other splits all are equally
-likely (where the task chooses them). In validation, test and extrapolation no instance comes twice; `generation.json`
-says what was drawn, and any row can be made again from it.
+An instance decides its split, by a hash of its canonical form: 90 of 100 belong to train, 5 to validation, 5 to test.
+So no instance is in two of them, in any build, at any seed, or in the endless streams of the generators.
+`extrapolation` holds sizes beyond those that train has. Sizes in train follow the task's weights, in the other splits
+all are equally likely (where the task chooses them). In validation, test and extrapolation no instance comes twice;
+`generation.json` says what was drawn, and any row can be made again from it.
 
 | config | split | rows | sizes | repeated instances |
 | --- | --- | --- | --- | --- |

@@ -92,20 +92,18 @@ class Grammar:
         require(num_terminals >= 1, "num_terminals", num_terminals, "at least 1")
         shortest, longest = rule_lengths
         require(1 <= shortest <= longest, "rule_lengths", rule_lengths, "(least, largest), at least 1 and ascending")
+        possible = sum(min(num_symbols, num_terminals) ** length for length in range(shortest, longest + 1))
+        allowed = f"so few that {num_symbols} symbols can share {possible} possible rules"
+        require(num_symbols * num_rules <= possible, "num_rules", num_rules, allowed)
         key = stream_key("grammar", height, num_symbols, num_rules, list(rule_lengths), num_terminals, seed)
         state = np.empty(1, np.uint64)
         widths = [1] + [num_symbols] * (height - 1) + [num_terminals]
         for attempt in range(1000):
             open_state(state, key, 0, attempt)
             rules = tuple(
-                tuple(
-                    tuple(_draw_rule(state, widths[level + 1], shortest, longest) for _ in range(num_rules))
-                    for _ in range(widths[level])
-                )
-                for level in range(height)
+                _draw_level(state, widths[level], num_rules, widths[level + 1], rule_lengths) for level in range(height)
             )
             try:
-                _refuse_shared_rules(rules)
                 return cls(rules, num_terminals)
             except ValueError as error:
                 reason = str(error)
@@ -127,16 +125,17 @@ class Grammar:
         return cls(rules, len(levels[-1]))
 
 
-def _draw_rule(state: np.ndarray, width: int, shortest: int, longest: int) -> tuple[int, ...]:
-    length = shortest + below(state, longest - shortest + 1)
-    return tuple(int(below(state, width)) for _ in range(length))
-
-
-def _refuse_shared_rules(rules: Rules) -> None:
-    """Refuses levels in which two symbols share a rule: what they yield could not be told apart."""
-    for number, level in enumerate(rules):
-        flat = [rule for own in level for rule in own]
-        require(len(set(flat)) == len(flat), f"level {number}", flat, "of different rules")
+def _draw_level(
+    state: np.ndarray, num_symbols: int, num_rules: int, width: int, rule_lengths: tuple[int, int]
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """The rules of a level's symbols, no two of them alike: else what two symbols yield could not be told apart."""
+    shortest, longest = rule_lengths
+    drawn: dict[tuple[int, ...], None] = {}
+    while len(drawn) < num_symbols * num_rules:
+        length = shortest + below(state, longest - shortest + 1)
+        drawn[tuple(int(below(state, width)) for _ in range(length))] = None
+    rules = list(drawn)
+    return tuple(tuple(rules[symbol * num_rules : (symbol + 1) * num_rules]) for symbol in range(num_symbols))
 
 
 def _check(rules: Rules, num_terminals: int) -> None:
@@ -253,7 +252,7 @@ def _next_weights(tables: Tables, sentence: np.ndarray) -> np.ndarray:
         inside.append(np.empty((starts, width), np.float64))
     for start in range(length):
         symbol = num_inner + sentence[start]
-        if symbol < num_symbols:
+        if num_inner <= symbol < num_symbols:
             counts[symbol, start], ends[symbol][start, 0], inside[symbol][start, 0] = 1, start + 1, boost
     total, partial, following = np.zeros(room), np.zeros(room), np.zeros(room)
     for symbol in range(num_inner - 1, -1, -1):

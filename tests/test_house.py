@@ -46,6 +46,12 @@ def test_model_files_do_nothing_that_remote_code_should_not(path):
     assert not calls & {"eval", "exec", "compile", "open", "__import__", "print"}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "datasets_scripts").glob("*.py")), ids=lambda path: path.name)
+def test_tasks_know_no_other_folder(path):
+    ours = {folder.name for folder in ROOT.iterdir() if folder.is_dir()} - {"datasets_scripts", "evaluate"}
+    assert not {module for _, module in imports(path)} & ours
+
+
 def test_the_evaluate_library_is_not_shadowed():
     assert not (ROOT / "evaluate" / "__init__.py").exists()
     assert not (ROOT / "train" / "__init__.py").exists()
