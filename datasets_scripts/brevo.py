@@ -151,8 +151,7 @@ class Brevo(Task):
         candidates = np.arange(sizes[0], sizes[1] + 1)
         weights = 1 / (candidates + math.sqrt(sizes[1])) if weighted else np.ones(len(candidates))
         cumulative = np.cumsum(weights) / weights.sum()
-        room = (2 * MAX_PARENTS * sizes[1] + sizes[1] + 1) * max(1, self.config.max_letters) + 4
-        tokens = np.empty(len(indices) * room, np.int32)
+        tokens = np.empty(len(indices) * self.longest_example(sizes[1]), np.int32)
         rows = np.empty((3, len(indices)), np.int32)
         instance = np.empty(len(indices), np.uint64)
         start = stream_key("brevo", bool(self.config.num_names))
@@ -184,6 +183,13 @@ class Brevo(Task):
             emitted.add(vertex)
         left = sorted(wanted - emitted)
         return f"The answer lacks {_spell(left[0])}, one of {len(left)} that are missing." if left else ""
+
+    def longest_example(self, size: int) -> int:
+        # <bos>, two ends of each edge, <query> q <ans>, all vertices, <eos>
+        return (2 * MAX_PARENTS * size + 1 + size) * max(1, self.config.max_letters) + 4
+
+    def longest_answer(self, size: int) -> int:
+        return size * max(1, self.config.max_letters) + 1
 
     def _read_graph(self, prompt: list[int]) -> tuple[dict[tuple[int, ...], list[tuple[int, ...]]], tuple[int, ...]]:
         """(the parents of every child, the query), vertices being the ids of their names."""

@@ -72,6 +72,7 @@ class Lano(Task):
         ),
     }
     loss_on = "all"
+    sampled = True
     scoring = "sampled at temperature 1 with a seed: prompt and completion must be a sentence of the grammar"
     config: LanoConfig
 
@@ -80,7 +81,7 @@ class Lano(Task):
     ) -> Batch:
         """Rules are drawn uniformly from the root down; a sentence of another size is drawn again."""
         grammar = self.config.grammar
-        tokens = np.empty((len(indices) + 1) * (grammar.longest + 3), np.int32)
+        tokens = np.empty((len(indices) + 1) * self.longest_example(grammar.longest), np.int32)
         level = np.zeros(len(tokens), np.int32)
         rows = np.empty((3, len(indices)), np.int32)
         instance = np.empty(len(indices), np.uint64)
@@ -137,6 +138,13 @@ class Lano(Task):
         if possible < len(words):
             return f"No sentence begins so: word {possible + 1}, {WORDS[words[possible]]}, cannot follow."
         return "The sentence ends too early: it is only the beginning of one."
+
+    def longest_example(self, size: int) -> int:
+        return size + 3
+
+    def longest_answer(self, size: int) -> int:
+        # A sampled sentence may be longer than the one that its prompt was cut from.
+        return self.config.grammar.longest + 1
 
     def settings(self) -> dict[str, Any]:
         return {

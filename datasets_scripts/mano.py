@@ -90,7 +90,7 @@ class Mano(Task):
     ) -> Batch:
         """Sizes, operators, numbers and the size of every left argument are uniform."""
         lengths = np.empty(len(indices), np.int32)
-        tokens = np.empty(len(indices) * (2 * sizes[1] + 1 + _FRAME), np.int32)
+        tokens = np.empty(len(indices) * self.longest_example(sizes[1]), np.int32)
         instance = np.empty(len(indices), np.uint64)
         start = stream_key("mano")
         total = _draw(key, sizes, part, self.config.modulus, indices, start, tokens, lengths, instance)
@@ -114,6 +114,12 @@ class Mano(Task):
         if completion[0] != FIRST_NUMBER + expected:
             return f"The answer is {WORDS[completion[0]]}, but the value is {expected}."
         return ""
+
+    def longest_example(self, size: int) -> int:
+        return 2 * size + 1 + _FRAME
+
+    def longest_answer(self, size: int) -> int:
+        return 2
 
     def num_instances(self, split: str) -> int:
         """Binary trees with so many operators, times the choices of operators and numbers."""

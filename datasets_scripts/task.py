@@ -109,6 +109,8 @@ class Task(ABC):
     token_difficulty_meaning: ClassVar[str]
     loss_on: ClassVar[Literal["completion", "all"]]
     scoring: ClassVar[str]
+    sampled: ClassVar[bool] = False
+    """Whether answers are sampled at temperature 1; else they are greedy."""
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
@@ -126,6 +128,14 @@ class Task(ABC):
     @abstractmethod
     def check(self, prompt: list[int], completion: list[int]) -> str:
         """Why the completion (ids, without `<eos>`) of a prompt (with `<bos>` and `<ans>`) is wrong; "" if right."""
+
+    @abstractmethod
+    def longest_example(self, size: int) -> int:
+        """Tokens that an example of `size` has at most."""
+
+    @abstractmethod
+    def longest_answer(self, size: int) -> int:
+        """Tokens that the completion of an example of `size` has at most, `<eos>` included."""
 
     def num_instances(self, split: str) -> int | None:
         """How many instances have the sizes of `split`, over all splits of the same sizes; None if not known."""

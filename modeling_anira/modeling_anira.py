@@ -36,7 +36,7 @@ from .checks import (
 )
 from .configuration_anira import AniraConfig, check_exit_rule
 from .cost import Flops, count_flops
-from .deciders import ExitHead, Readout, at_least_fp32, build_decider, own_randomness
+from .deciders import Decider, ExitHead, Readout, at_least_fp32, build_decider, own_randomness
 from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
 from .freeze import AllTokens, PackedTokens, TokenSet, masked_tokens, packed_tokens
 from .generation import AniraGenerationMixin, DepthRecord, cache_length
@@ -758,6 +758,11 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @property
+    def decider(self) -> Decider:
+        """What decides how deep a token goes."""
+        return self.model.decider
 
     @can_return_tuple
     def forward(

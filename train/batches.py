@@ -1,0 +1,176 @@
+"""What a training step reads: examples in an order that depends on the recipe alone, labelled and padded.
+
+Examples of like length go together and are padded; they are not packed one behind the other. So no attention
+mask has to keep examples apart, and a token's neighbours in training are those that it has when the model is used.
+
+Every process works out the whole batch of a step and takes its own rows. So the batch of a step is the same for any
+number of processes and micro-batches, and nothing but the step number is needed to go on after a stop.
+"""
+
+import itertools
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from labels import IGNORED, make_labels
+from recipe import Recipe, RecipeError
+from torch.utils.data import Dataset
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from datasets_scripts import Task, stream
+from datasets_scripts.randomness import stream_key
+from datasets_scripts.vocabulary import ANSWER, encode
+
+Example = dict[str, Any]  # input_ids (list of int), answer_start, size, index (where in the source it stands)
+
+
+class Source(Protocol):
+    """Examples, numbered from 0 without end."""
+
+    def read(self, start: int, count: int) -> list[Example]: ...
+
+
+class StreamSource:
+    """Fresh examples, none read twice."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task, self.seed = task, seed
+
+    def read(self, start: int, count: int) -> list[Example]:
+        # One reader, whatever the processes: each takes its own rows of what all read.
+        rows = stream(self.task, "train", self.seed, ("input_ids", "answer_start", "size"), 0, 1)
+        rows.load_state_dict({"position": start, "num_readers": 1})
+        return [{**row, "index": start + i} for i, row in enumerate(itertools.islice(rows, count))]
+
+
+class DatasetSource:
+    """The rows of a built dataset, shuffled anew in every epoch."""
+
+    def __init__(self, name: str, config: str, seed: int) -> None:
+        from datasets import load_dataset
+
+        try:
+            self.rows = load_dataset(name, config, split="train").select_columns(["text", "answer_start", "size"])
+        except Exception as error:
+            raise RecipeError(f"`data` is {name!r}, but its config {config} cannot be loaded: {error}") from error
+        self.seed = seed
+
+    def read(self, start: int, count: int) -> list[Example]:
+        indices = [self._index(place) for place in range(start, start + count)]
+        table = self.rows[indices]
+        return [
+            {"input_ids": encode(text), "answer_start": answer, "size": size, "index": index}
+            for text, answer, size, index in zip(
+                table["text"], table["answer_start"], table["size"], indices, strict=True
+            )
+        ]
+
+    def _index(self, place: int) -> int:
+        epoch, within = divmod(place, len(self.rows))
+        return int(self._order(epoch)[within])
+
+    @lru_cache(maxsize=2)  # noqa: B019 (a source lives as long as its run)
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+
+
+def open_source(recipe: Recipe) -> Source:
+    """Where the recipe's examples come from. Raises a RecipeError if a dataset cannot be loaded."""
+    if recipe.data == "stream":
+        return StreamSource(recipe.make_task(), recipe.seed)
+    if recipe.task_settings:
+        raise RecipeError("`task_settings` change what is drawn, so `data` must be 'stream' with them.")
+    return DatasetSource(recipe.data, recipe.task, recipe.seed)
+
+
+class StepBatches(Dataset):
+    """Item s is what step s (from 0) reads: the micro-batches of this process.
+
+    A micro-batch has `input_ids`, `attention_mask`, `labels`, each (rows, tokens), padded on the right, `answer_start`
+    (rows,), `exit_noise` (rows, tokens, ...) or None, and what the whole step holds: `step_labels` and `step_tokens`,
+    numbers of shifted labels and of tokens, and `indices` of all its rows in the source.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        tokenizer: PreTrainedTokenizerBase,
+        noise_shape: tuple[int, ...] | None,
+        process: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        """
+        Args:
+            noise_shape: Of the random numbers that the exit of one token needs, () for one; None if it needs none.
+        """
+        parts = num_processes * recipe.accumulation
+        if recipe.batch_size % parts:
+            raise RecipeError(
+                f"`batch_size` is {recipe.batch_size}, but must be divisible by processes x accumulation, "
+                f"{num_processes} x {recipe.accumulation}."
+            )
+        self.recipe, self.source, self.noise_shape = recipe, source, noise_shape
+        self.process, self.num_processes = process, num_processes
+        # On the right, so that a token's place in the batch is its place in the example.
+        tokenizer.padding_side = "right"
+        self.collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=recipe.pad_to_multiple)
+
+    def __len__(self) -> int:
+        return self.recipe.steps
+
+    def __getitem__(self, step: int) -> list[dict[str, Any]]:
+        rows = self._pool(step // self.recipe.group_batches)[step % self.recipe.group_batches]
+        loss_on = self.recipe.loss_on
+        labels = [make_labels(row["input_ids"], row["answer_start"], loss_on, (ANSWER,)) for row in rows]
+        totals = {
+            "step_labels": sum(label != IGNORED for own in labels for label in own[1:]),
+            "step_tokens": sum(len(row["input_ids"]) for row in rows),
+            "indices": [row["index"] for row in rows],
+        }
+        noise = self._draw_noise(step, len(rows), max(len(row["input_ids"]) for row in rows))
+        size = len(rows) // (self.num_processes * self.recipe.accumulation)
+        micro_batches = []
+        for micro in range(self.recipe.accumulation):
+            first = (micro * self.num_processes + self.process) * size
+            own = slice(first, first + size)
+            batch = self._pad(rows[own], labels[own])
+            width = batch["input_ids"].shape[1]
+            exit_noise = None if noise is None else _fit(noise[own], width)
+            micro_batches.append({**batch, "exit_noise": exit_noise, **totals})
+        return micro_batches
+
+    @lru_cache(maxsize=2)  # noqa: B019 (the batches live as long as their run)
+    def _pool(self, number: int) -> list[list[Example]]:
+        """Several batches, cut from one draw by length, in random order."""
+        count, size = self.recipe.group_batches, self.recipe.batch_size
+        rows = self.source.read(number * count * size, count * size)
+        if count > 1:
+            rows.sort(key=lambda row: len(row["input_ids"]))
+        rng = np.random.default_rng([self.recipe.seed, number])
+        order = rng.permutation(count)
+        batches = [rows[size * place : size * (place + 1)] for place in order]
+        # Lengths are shared out evenly among processes and micro-batches.
+        return [[batch[place] for place in rng.permutation(size)] for batch in batches]
+
+    def _pad(self, rows: list[Example], labels: list[list[int]]) -> dict[str, Any]:
+        padded = self.collate(
+            [{"input_ids": row["input_ids"], "labels": own} for row, own in zip(rows, labels, strict=True)]
+        )
+        answer_start = torch.tensor([row["answer_start"] for row in rows])
+        return {**padded, "answer_start": answer_start}
+
+    def _draw_noise(self, step: int, rows: int, width: int) -> torch.Tensor | None:
+        """Uniform numbers by row and position of the whole step, however it is shared out."""
+        if self.noise_shape is None:
+            return None
+        generator = torch.Generator().manual_seed(int(stream_key("exits", self.recipe.seed, step)) % 2**63)
+        return torch.rand((rows, width, *self.noise_shape), generator=generator)
+
+
+def _fit(noise: torch.Tensor, width: int) -> torch.Tensor:
+    """`noise` (rows, tokens, ...) cut or filled up (where there is only padding) to `width` tokens."""
+    missing = max(0, width - noise.shape[1])
+    filled = torch.cat([noise, noise.new_zeros(noise.shape[0], missing, *noise.shape[2:])], dim=1)
+    return filled[:, :width].contiguous()

@@ -1,0 +1,156 @@
+"""Fine-tunes any ANIRA checkpoint with the stock `Trainer`.
+
+    python train/finetune.py --model build/runs/mano-online/model --dataset build/tasks --name brevo-mini \
+        --output_dir build/runs/brevo-from-mano --max_steps 500 --learning_rate 5e-4 --per_device_train_batch_size 64
+
+The data: whatever `load_dataset` finds with a column `text`, or `prompt` and `completion`. All of TrainingArguments can
+be said on the command line. Of this repository nothing is needed but this file and `labels.py`: the model brings its code.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset, load_dataset
+from labels import make_labels
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+# The core's projections, which every iteration shares.
+LORA_TARGETS = r".*\.core\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass
+class FinetuneArguments:
+    """Fine-tune an ANIRA checkpoint."""
+
+    model: str = field(
+        metadata={"help": "Folder or Hub name of the checkpoint. Its code is run: trust where it comes from."}
+    )
+    dataset: str = field(metadata={"help": "Folder or Hub name, as load_dataset takes it."})
+    name: str | None = field(default=None, metadata={"help": "Config of the dataset, such as mano-mini."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on; slices such as train[:1000] work."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on, if eval_strategy asks for it."}
+    )
+    loss_on: Literal["completion", "all"] = field(
+        default="completion", metadata={"help": "What is learnt of prompt and completion; a bare text is learnt whole."}
+    )
+    revision: str = field(default="main", metadata={"help": "Revision of the model on the Hub."})
+    lora_rank: int = field(
+        default=0, metadata={"help": "Above 0: only LoRA adapters of this rank on the core are trained (peft)."}
+    )
+
+
+class DepthCallback(TrainerCallback):
+    """Adds `depth`, the mean number of iterations a token got since the last log, to what the Trainer logs."""
+
+    def __init__(self) -> None:
+        self._total: torch.Tensor | float = 0.0
+        self._tokens: torch.Tensor | float = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kwargs["model"].register_forward_hook(self._observe)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if float(self._tokens):
+            depth = {"depth": float(self._total) / float(self._tokens)}
+            kwargs["logs"].update(depth)
+            state.log_history[-1].update(depth)
+        self._total, self._tokens = 0.0, 0.0
+
+    def _observe(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        depths = getattr(output, "exit_depths", None)
+        if depths is not None:
+            self._total = self._total + depths.sum()
+            self._tokens = self._tokens + (depths > 0).sum()
+
+
+def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss_on: str, longest: int) -> Dataset:
+    """`input_ids` and `labels` of every row. Raises a ValueError for missing columns and for rows that do not fit."""
+    split = {"prompt", "completion"} <= set(rows.column_names)
+    if not split and "text" not in rows.column_names:
+        raise ValueError(
+            f"The dataset has columns {rows.column_names}, but must have `text`, or `prompt` and `completion`."
+        )
+
+    vocabulary = tokenizer.get_vocab()
+    never = [vocabulary["<ans>"]] if "<ans>" in vocabulary else []
+
+    def convert(row: dict[str, Any]) -> dict[str, list[int]]:
+        prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] if split else []
+        rest = row["completion"] if split else row["text"]
+        input_ids = prompt + tokenizer(rest, add_special_tokens=False)["input_ids"]
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in input_ids:
+            raise ValueError(f"The model's tokenizer does not know all of {rest[:80]!r}: it is that of other data.")
+        if len(input_ids) > longest:
+            raise ValueError(f"A row has {len(input_ids)} tokens, but the model takes {longest}: filter the data.")
+        return {
+            "input_ids": input_ids,
+            "labels": make_labels(input_ids, len(prompt), loss_on if split else "all", never),
+        }
+
+    return rows.map(convert, remove_columns=rows.column_names)
+
+
+def add_lora(model: PreTrainedModel, rank: int) -> Any:
+    """The model with trainable adapters on its core, everything else frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"))
+
+
+def main() -> None:
+    """Fine-tunes as the command line says, and saves model, code and tokenizer to the output folder."""
+    parser = HfArgumentParser((FinetuneArguments, TrainingArguments))  # type: ignore[arg-type]
+    arguments, training = parser.parse_args_into_dataclasses()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            arguments.model, revision=arguments.revision, trust_remote_code=True
+        )
+        splits = [arguments.train_split, *([arguments.eval_split] if arguments.eval_split else [])]
+        data = [
+            tokenize(
+                load_dataset(arguments.dataset, arguments.name, split=split),
+                tokenizer,
+                arguments.loss_on,
+                model.config.max_position_embeddings,
+            )
+            for split in splits
+        ]
+    except (OSError, ValueError) as error:
+        sys.exit(f"finetune.py: {error}")
+    if arguments.lora_rank:
+        model = add_lora(model, arguments.lora_rank)
+    trainer = Trainer(
+        model=model,
+        args=training,
+        train_dataset=data[0],
+        eval_dataset=data[1] if len(data) > 1 else None,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+    )
+    # First, so that every other callback sees the depth.
+    trainer.callback_handler.callbacks.insert(0, DepthCallback())
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    main()

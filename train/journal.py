@@ -1,0 +1,61 @@
+"""What a run tells: a progress bar, `log.jsonl`, and trackers."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+
+class Journal:
+    """Writes on the main process alone. Every line of `log.jsonl` has `step` and `kind` ("train" or "evaluation")."""
+
+    def __init__(self, accelerator: Accelerator, path: Path, first_step: int, steps: int) -> None:
+        """Lines beyond `first_step` are dropped: a run that was stopped after its last checkpoint makes them again."""
+        self.accelerator, self.path = accelerator, path
+        if accelerator.is_main_process:
+            lines = [line for line in _read_lines(path) if line["step"] <= first_step]
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+            unfinished.replace(path)
+        self.bar = tqdm(
+            total=steps, initial=first_step, unit="step", file=sys.stderr, disable=not accelerator.is_main_process
+        )
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Adds a line, and tells the trackers its numbers."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a") as log:
+            log.write(f"{json.dumps({'step': step, 'kind': kind, **values})}\n")
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        prefix = values.get("split", "train")
+        self.accelerator.log({f"{prefix}/{name}": value for name, value in numbers.items()}, step=step)
+
+    def show(self, step: int, values: dict[str, str]) -> None:
+        """Moves the progress bar to `step`."""
+        self.bar.set_postfix(values, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar."""
+        if self.accelerator.is_main_process:
+            self.bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

@@ -1,0 +1,281 @@
+"""Trains a model from scratch as a recipe says.
+
+    accelerate launch train/pretrain.py --config train/recipes/mano-mini-online.yaml --out build/runs/mano-online
+
+writes the model (weights, code, config, tokenizer) to OUT/model, and on the way OUT/log.jsonl and OUT/checkpoints.
+Stopped by a signal or killed, the same command with --resume goes on; on one process bit for bit as if nothing had
+happened.
+Two processes on a CPU: `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 train/pretrain.py ...`.
+"""
+
+import json
+import math
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from batches import StepBatches, open_source
+from checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from journal import Journal
+from probe import probe
+from recipe import Recipe, RecipeError, read_recipe
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import HfArgumentParser, get_scheduler
+
+from datasets_scripts import make_tokenizer
+from modeling_anira import AniraForCausalLM
+from modeling_anira.exits import noise_shape
+
+
+@dataclass
+class RunArguments:
+    """Train an ANIRA model from scratch."""
+
+    config: str = field(metadata={"help": "The recipe, a YAML file."})
+    out: str = field(metadata={"help": "Folder of the run."})
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "Settings that replace those of the recipe, such as model.max_depth=8."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in OUT, if there is one."})
+    report_to: str = field(default="none", metadata={"help": "A tracker that Accelerate knows, such as tensorboard."})
+    workers: int = field(default=0, metadata={"help": "1: examples are made in a process beside the training."})
+
+
+class Diverged(RuntimeError):
+    """A loss that is not a number, or out of bounds."""
+
+
+class Trainer:
+    """One run: model, optimiser, data and where it stands."""
+
+    def __init__(self, recipe: Recipe, arguments: RunArguments) -> None:
+        self.recipe, self.out = recipe, Path(arguments.out)
+        tracker = None if arguments.report_to == "none" else arguments.report_to
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision, log_with=tracker, project_dir=str(self.out / "trackers")
+        )
+        self.task = recipe.make_task()
+        set_seed(recipe.seed)
+        model = AniraForCausalLM(recipe.make_config())
+        decider = model.decider
+        noise = noise_shape(decider, (1, 1), model.config.max_depth, training=True)[2:] if decider.learned else None
+        self.batches = StepBatches(
+            recipe,
+            open_source(recipe),
+            make_tokenizer(),
+            noise,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.scheduler: LRScheduler
+        optimizer, self.scheduler = _make_optimizer(model, recipe)
+        self.config = model.config
+        self.accelerator.register_for_checkpointing(self.scheduler)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.run_model = torch.compile(self.model) if recipe.compile else self.model
+        self.step, self.tokens = 0, 0
+        self.workers = arguments.workers
+        self.stop_signal = 0
+        self._open_folder(arguments.resume)
+        if tracker:
+            self.accelerator.init_trackers("anira", config={name: str(value) for name, value in asdict(recipe).items()})
+        self.journal = Journal(self.accelerator, self.out / "log.jsonl", self.step, recipe.steps)
+
+    def _open_folder(self, resume: bool) -> None:
+        """Makes the run's folder, or takes up what it holds. Refuses another recipe's."""
+        kept, settings = self.out / "recipe.json", json.loads(json.dumps(asdict(self.recipe)))
+        checkpoints = list_checkpoints(self.out / "checkpoints")
+        if kept.exists():
+            known = json.loads(kept.read_text())
+            differing = sorted(name for name in settings if settings[name] != known.get(name))
+            if differing:
+                raise RecipeError(f"{self.out} holds a run whose {', '.join(differing)} differ. Choose another --out.")
+            if not resume and (checkpoints or (self.out / "model").exists()):
+                raise RecipeError(f"{self.out} holds this run already. Add --resume to go on, or choose another --out.")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(settings, indent=1))
+        if resume and checkpoints:
+            progress = load_checkpoint(self.accelerator, checkpoints[-1])
+            self.step, self.tokens = progress["step"], progress["tokens"]
+        self.accelerator.wait_for_everyone()
+
+    def run(self) -> None:
+        """Trains until the last step, or until a signal asks to stop."""
+        recipe = self.recipe
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_signal)
+        loader = DataLoader(
+            self.batches,
+            sampler=range(self.step, recipe.steps),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None,
+        )
+        self.model.train()
+        begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
+        for micro_batches in loader:
+            values = self._train_step(micro_batches)
+            self.step += 1
+            last = self.step == recipe.steps
+            elapsed = time.perf_counter() - begun
+            self.journal.show(
+                self.step,
+                {
+                    "loss": f"{values['ce']:.3f}",
+                    "depth": f"{values['depth']:.2f}",
+                    "tokens/s": f"{(self.tokens - tokens_then) / elapsed:.0f}",
+                },
+            )
+            if last or _due(self.step, recipe.log_every):
+                speed = {"tokens_per_second": (self.tokens - tokens_then) / elapsed, "steps": self.step - step_then}
+                self.journal.write("train", self.step, {**values, **speed})
+                begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
+            if last or _due(self.step, recipe.evaluate_every):
+                self._evaluate()
+                begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
+            if last or values["stop"] or _due(self.step, recipe.checkpoint_every):
+                self._save_checkpoint()
+            if values["stop"] and not last:
+                self.journal.close()
+                self.journal.say(f"Stopped by a signal after step {self.step}; --resume goes on from there.")
+                return
+        self._save_model()
+        self.journal.close()
+
+    def _train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, float]:
+        """One optimiser step; what is logged of it, over all processes."""
+        accelerator, weight = self.accelerator, self.recipe.pressure(self.step)
+        sums = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            with accelerator.no_sync(self.model) if not last else nullcontext():
+                loss, parts = self._loss(batch, weight)
+                # DDP takes the mean over processes of what are shares of a sum.
+                accelerator.backward(loss * accelerator.num_processes)
+            sums += parts
+        sums[-1] = self.stop_signal
+        sums = accelerator.reduce(sums, reduction="sum")
+        ce, kl, depths, tokens, answer_depths, answer_tokens, stop = sums.tolist()
+        self._check_loss(ce + weight * kl, micro_batches[0]["indices"])
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        self.optimizer.step()
+        values = {
+            "loss": ce + weight * kl,
+            "ce": ce,
+            "kl": kl,
+            "depth": answer_depths / max(1, answer_tokens),
+            "depth_all": depths / tokens,
+            "compute_weight": weight,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "gradient_norm": float(norm),
+        }
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.tokens += round(tokens)
+        return {**values, "tokens": self.tokens, "stop": stop}
+
+    def _loss(self, batch: dict[str, Any], weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """This micro-batch's share of the step's loss, and of what is logged.
+
+        Means over all labels and all tokens of the step: so the step is the same, however it is shared out.
+        """
+        device = self.accelerator.device
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
+        noise = batch["exit_noise"]
+        with self.accelerator.autocast():
+            output = self.run_model(**inputs, exit_noise=None if noise is None else noise.to(device))
+        real, labels = inputs["attention_mask"].bool(), inputs["labels"]
+        ce = output.ce_loss * (labels[:, 1:] != -100).sum() / batch["step_labels"]
+        kl = output.compute_loss * real.sum() / batch["step_tokens"]
+        # Position i predicts token i + 1: the answer is predicted from its <ans> on, up to the token before <eos>.
+        places = torch.arange(real.shape[1], device=device)
+        lengths = real.sum(1, keepdim=True)
+        answer = (places >= batch["answer_start"].to(device)[:, None] - 1) & (places < lengths - 1)
+        depths = output.exit_depths
+        counts = (depths.sum(), real.sum(), (depths * answer).sum(), answer.sum(), torch.zeros((), device=device))
+        parts = torch.stack([ce.detach().double(), kl.detach().double(), *(count.double() for count in counts)])
+        return ce + weight * kl, parts
+
+    def _check_loss(self, loss: float, indices: list[int]) -> None:
+        if math.isfinite(loss) and loss <= self.recipe.max_loss:
+            return
+        checkpoints = list_checkpoints(self.out / "checkpoints")
+        last = str(checkpoints[-1]) if checkpoints else "none"
+        raise Diverged(
+            f"The loss is {loss:.6g} at step {self.step + 1}, but must be finite and at most "
+            f"max_loss={self.recipe.max_loss}. Rows of the data that were read: {indices}. "
+            f"Last good checkpoint: {last}."
+        )
+
+    def _evaluate(self) -> None:
+        splits = ["validation"]
+        if self.task.config.extrapolation_size > self.task.config.max_size:
+            splits.append("extrapolation")
+        for split in splits if self.recipe.eval_rows else []:
+            values = probe(self.accelerator, self.model, self.task, split, self.recipe.eval_rows)
+            self.journal.write("evaluation", self.step, {"split": split, "tokens": self.tokens, **values})
+            self.journal.say(
+                f"step {self.step} {split}: accuracy {values['accuracy']:.3f}, depth {values['depth']:.2f} at answers, "
+                f"{values['depth_all']:.2f} over all tokens"
+            )
+
+    def _save_checkpoint(self) -> None:
+        progress = {"tokens": self.tokens, "processes": self.accelerator.num_processes}
+        save_checkpoint(self.accelerator, self.out / "checkpoints", self.step, progress, self.recipe.keep_checkpoints)
+
+    def _save_model(self) -> None:
+        """The model with its tokenizer, as `from_pretrained` takes it."""
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            model.save_pretrained(self.out / "model")
+            make_tokenizer().save_pretrained(self.out / "model")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _note_signal(self, number: int, frame: Any) -> None:
+        self.stop_signal = number
+
+
+def _make_optimizer(model: torch.nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """AdamW, which decays matrices alone, and the schedule of its learning rate."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon)
+    return optimizer, get_scheduler(recipe.schedule, optimizer, recipe.warmup_steps, recipe.steps)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def main() -> None:
+    """Trains as the command line says. What the user can mend ends in one sentence."""
+    parser = HfArgumentParser(RunArguments)  # type: ignore[arg-type]
+    (arguments,) = parser.parse_args_into_dataclasses()
+    try:
+        trainer = Trainer(read_recipe(arguments.config, arguments.set), arguments)
+        trainer.run()
+    except (RecipeError, Diverged) as error:
+        sys.exit(f"pretrain.py: {error}")
+    except OSError as error:
+        sys.exit(
+            f"pretrain.py: cannot write to {error.filename or arguments.out}: {error.strerror or error}. "
+            "Finished checkpoints are kept; --resume goes on from the last."
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""A recipe: everything that a training run depends on, as one YAML file."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from datasets_scripts import PRESETS, Task, get_task
+from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
+from modeling_anira import AniraConfig
+
+SCHEDULES = ("constant_with_warmup", "cosine")
+PRECISIONS = ("no", "bf16")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run."""
+
+
+@dataclass
+class Recipe:
+    """
+    Args:
+        task: Preset of a task, such as "mano-mini".
+        task_settings: Fields of its config that differ from the preset.
+        data: "stream" for fresh examples for ever, or a folder or Hub name of a built dataset.
+        loss_on: "completion", or "all": the prompt's tokens are learnt as well. `<ans>` is never a target.
+        seed: Of the weights, the data and the exits.
+        steps: Optimiser steps.
+        batch_size: Examples in a step, over all processes and micro-batches.
+        accumulation: Micro-batches that a process makes of its share of a step.
+        group_batches: So many batches are drawn together and cut by length, so that little is padded; 1 turns it off.
+        pad_to_multiple: Batches are padded to a multiple of so many tokens; a compiled model is compiled by length.
+        learning_rate, warmup_steps, schedule: Linear warm-up, then "constant_with_warmup", or "cosine" to 0.
+        weight_decay: On matrices alone.
+        betas, epsilon: Of AdamW.
+        max_grad_norm: Gradients are clipped to this norm.
+        compute_weight: gamma, the weight of the KL term, from the step on at which it is fully on.
+        press_from, press_to: Shares of the run between which gamma rises from 0. Both 0: constant, as in the paper.
+            Otherwise the task is learnt first, and depth pressed down afterwards.
+        mixed_precision: "no" or "bf16".
+        compile: Whether the model is compiled.
+        max_loss: A loss above this ends the run.
+        log_every, evaluate_every, checkpoint_every: In steps; 0 turns it off. The last step does all three.
+        eval_rows: Rows of each split that are answered on the way.
+        keep_checkpoints: The last so many are kept.
+        model: Fields of AniraConfig; those of the vocabulary are filled in.
+    """
+
+    task: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    model: dict[str, Any]
+    task_settings: dict[str, Any] = field(default_factory=dict)
+    data: str = "stream"
+    loss_on: Literal["completion", "all"] = "completion"
+    seed: int = 0
+    accumulation: int = 1
+    group_batches: int = 8
+    pad_to_multiple: int = 1
+    warmup_steps: int = 100
+    schedule: str = "constant_with_warmup"
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-6
+    max_grad_norm: float = 1.0
+    compute_weight: float = 0.01
+    press_from: float = 0.0
+    press_to: float = 0.0
+    mixed_precision: str = "no"
+    compile: bool = False
+    max_loss: float = 100.0
+    log_every: int = 10
+    evaluate_every: int = 200
+    eval_rows: int = 256
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        self.betas = (self.betas[0], self.betas[1])
+        _require(self.task in PRESETS, "task", self.task, f"one of {', '.join(PRESETS)}")
+        for name in ("steps", "batch_size", "accumulation", "group_batches", "pad_to_multiple", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("warmup_steps", "log_every", "evaluate_every", "eval_rows", "checkpoint_every", "compute_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("learning_rate", "max_grad_norm", "max_loss"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(self.loss_on in ("completion", "all"), "loss_on", self.loss_on, "'completion' or 'all'")
+        _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {SCHEDULES}")
+        _require(self.mixed_precision in PRECISIONS, "mixed_precision", self.mixed_precision, f"one of {PRECISIONS}")
+        _require(0 <= self.press_from <= 1, "press_from", self.press_from, "from 0 to 1, a share of the run")
+        allowed = f"from press_from={self.press_from} to 1"
+        _require(self.press_from <= self.press_to <= 1, "press_to", self.press_to, allowed)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Refuses a task whose examples do not fit the model."""
+        config = self.make_config()
+        task = self.make_task()
+        longest = task.longest_example(task.config.extrapolation_size)
+        allowed = f"at least {longest}, the longest example of the task"
+        _require(
+            config.max_position_embeddings >= longest,
+            "model.max_position_embeddings",
+            config.max_position_embeddings,
+            allowed,
+        )
+
+    def make_task(self) -> Task:
+        """The task, with its settings."""
+        preset = get_task(self.task)
+        known = [entry.name for entry in dataclasses.fields(preset.config)]
+        for name in self.task_settings:
+            _refuse_unknown(f"task_settings.{name}", name, known)
+        try:
+            return type(preset)(dataclasses.replace(preset.config, **self.task_settings))
+        except ValueError as error:
+            raise RecipeError(f"task_settings: {error}") from error
+
+    def make_config(self) -> AniraConfig:
+        """The model's config."""
+        known = [entry.name for entry in dataclasses.fields(AniraConfig)]
+        for name in self.model:
+            _refuse_unknown(f"model.{name}", name, known)
+        vocabulary = {"vocab_size": len(WORDS), "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+        try:
+            return AniraConfig(**{**vocabulary, "compute_weight": self.compute_weight, **self.model})
+        except Exception as error:
+            raise RecipeError(f"model: {error}") from error
+
+    def pressure(self, step: int) -> float:
+        """gamma at `step`, from 0."""
+        begin, end = self.press_from * self.steps, self.press_to * self.steps
+        if step >= end:
+            return self.compute_weight
+        return self.compute_weight * max(0.0, step - begin) / (end - begin)
+
+
+def read_recipe(path: str | Path, settings: list[str]) -> Recipe:
+    """Reads a recipe, changed by `settings` such as "steps=100" or "model.max_depth=8".
+
+    Raises a RecipeError that names the field, its value, and what is allowed.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
+    _require(isinstance(content, dict), "recipe", path, "a YAML file of `name: value` lines")
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        _require(bool(equals), "--set", setting, "of the form name=value")
+        place, _, inner = name.partition(".")
+        target = content.setdefault(place, {}) if inner else content
+        target[inner or place] = yaml.safe_load(value)
+    return make_recipe(content)
+
+
+def make_recipe(content: dict[str, Any]) -> Recipe:
+    """A recipe from plain values; their types are checked against the fields."""
+    fields = {entry.name: entry for entry in dataclasses.fields(Recipe)}
+    for name in content:
+        _refuse_unknown(name, name, list(fields))
+    for name, entry in fields.items():
+        missing = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if missing and name not in content:
+            raise RecipeError(f"The recipe lacks `{name}`.")
+    values = {name: _convert(name, value, fields[name].type) for name, value in content.items()}
+    return Recipe(**values)
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """`value` if it is of the field's type; YAML reads 1e-3 as text, so text that is a number becomes one."""
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict[str, Any]: "a map"}
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif (kind is int and isinstance(value, int) and not isinstance(value, bool)) or (
+        kind is bool and isinstance(value, bool)
+    ):
+        return value
+    elif kind is str and isinstance(value, str | bool):
+        # YAML reads `no` as false.
+        return "no" if value is False else str(value)
+    elif kind == dict[str, Any] and isinstance(value, dict):
+        return value
+    elif kind == tuple[float, float] and isinstance(value, list | tuple) and len(value) == 2:
+        return (float(value[0]), float(value[1]))
+    elif kind not in (int, float, bool, str, dict[str, Any], tuple[float, float]):
+        return value
+    raise RecipeError(f"`{name}` is {value!r}, but must be {wanted.get(kind, 'two numbers')}.")
+
+
+def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise RecipeError(f"`{name}` is {value!r}, but must be {allowed}.")
+
+
+def _refuse_unknown(shown: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else f" Known are: {', '.join(known)}."
+        raise RecipeError(f"`{shown}` is no setting of a recipe.{hint}")
