@@ -5,8 +5,9 @@
 The prompt lists the edges, parent then child, in random order; the answer any topological order of the query and its
 ancestors. Since the order is free, a reader must have sorted the graph before the first answer token.
 From Allen-Zhu (arXiv 2512.17351). Chosen here, where his paper and his published generator differ or fail: the query is
-uniform over the last quarter of the vertices (the generator always takes the last), every word has an id of its own,
-and names come from a pool that is as large as the largest graph, so that larger graphs hold no unknown names.
+uniform over the last quarter of the vertices (the generator always takes the last), every vertex has an edge, every
+word has an id of its own, and names come from a pool that is as large as the largest graph, so that larger graphs hold
+no unknown names.
 """
 
 import math
@@ -128,7 +129,7 @@ class Brevo(Task):
         "edges on the longest path among those ancestors (query included) that are not yet emitted; 0 before `<ans>`"
     )
     features = {
-        "num_vertices_static": "vertices that the edges name (a vertex without any edge is not seen)",
+        "num_vertices_static": "vertices of the graph",
         "num_edges_static": "edges of the graph",
         "in_degree_static": "parents of the vertex last read, in the whole graph",
         "out_degree_static": "children of the vertex last read, in the whole graph",
@@ -328,6 +329,8 @@ def _draw(
             open_state(state, key, indices[row], attempt)
             size = sizes[0] + choose(state, cumulative)
             num_edges = _draw_edges(state, size, edges)
+            while not _all_named(edges[:num_edges], size):
+                num_edges = _draw_edges(state, size, edges)
             _draw_names(state, names, used, vertex_names[:size])
             quarter = 3 * size // 4
             query = quarter + below(state, size - quarter)
@@ -387,6 +390,15 @@ def _draw_edges(state: np.ndarray, size: int, edges: np.ndarray) -> int:
         free[kept] = vertex
         num_free = kept + 1
     return num_edges
+
+
+@compiled
+def _all_named(edges: np.ndarray, size: int) -> bool:
+    """Whether every vertex has an edge. A source that nobody chose would not be in the text, and the graph smaller."""
+    named = np.zeros(size, np.bool_)
+    for edge in range(len(edges)):
+        named[edges[edge, 0]] = named[edges[edge, 1]] = True
+    return bool(named.all())
 
 
 @compiled

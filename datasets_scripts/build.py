@@ -8,10 +8,12 @@ which the same command goes on if it was stopped. The same arguments and version
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -23,17 +25,20 @@ import pyarrow.parquet
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from datasets_scripts.card import write_card
+from datasets_scripts.card import make_card
 from datasets_scripts.columns import make_features, make_table
 from datasets_scripts.grammar import Grammar
 from datasets_scripts.lano import Lano, LanoConfig
-from datasets_scripts.randomness import SPLITS
+from datasets_scripts.randomness import SPLITS, hundredths
 from datasets_scripts.registry import PRESETS, TASKS, get_task
 from datasets_scripts.task import Task, require
 from datasets_scripts.tokenizer import make_tokenizer
 
 RECORD = "generation.json"
 CHECKSUMS = "SHA256SUMS"
+
+# Of the generators: another number where the same settings, seed and index give another example.
+DATA_VERSION = 1
 
 _ROWS_PER_SHARD = 20_000
 _ROWS_PER_GROUP = 1_000
@@ -46,8 +51,8 @@ class BuildArguments:
     """Write the tasks as a dataset repo."""
 
     out: str = field(metadata={"help": "Folder to write. It must not exist yet, or be empty."})
-    tasks: list[str] = field(
-        default_factory=lambda: list(PRESETS), metadata={"help": f"Presets to write: {', '.join(PRESETS)}."}
+    tasks: list[str] | None = field(
+        default=None, metadata={"help": f"Presets to write; all, unless there are --grammars. {', '.join(PRESETS)}."}
     )
     grammars: list[str] = field(
         default_factory=list,
@@ -61,45 +66,55 @@ class BuildArguments:
 
 @dataclass(frozen=True)
 class Shard:
-    """A Parquet file: the examples `indices` of a split, in this order."""
+    """A Parquet file: the examples `indices` of a split, in this order; and a file of its instances' hashes."""
 
     task: Task
     split: str
     seed: int
     indices: np.ndarray
     path: Path
+    hashes: Path
 
 
 def build(arguments: BuildArguments) -> Path:
-    """Writes the dataset repo, and returns its folder. Raises a ValueError for what cannot be built, before writing."""
-    out = Path(arguments.out)
+    """Writes the dataset repo, and returns its folder. Raises a ValueError for what cannot be built, before writing.
+
+    All is written to `OUT.partial/repo`, and renamed to `OUT` when whole. `OUT.partial/plan.json` says what is being
+    built, so that only the same build goes on there.
+    """
+    out = Path(arguments.out).resolve()
+    partial = out.with_name(f"{out.name}.partial")
     tasks = _make_tasks(arguments)
-    record = _plan(tasks, arguments)
+    record, indices = _plan(tasks, arguments)
     if _is_finished(out, record):
+        shutil.rmtree(partial, ignore_errors=True)
         print(f"{out} is already complete.")
         return out
-    partial = _open_partial(out, record)
-    with tqdm(unit="row", unit_scale=True, desc="drawing", file=sys.stderr) as progress:
-        shards: list[Shard] = []
-        for name, task in tasks.items():
-            # Compiled here, before processes fork and would each compile it again.
-            make_table(task, task.generate("train", [0], arguments.seed))
-            for split, entry in record["configs"][name]["splits"].items():
-                indices, skipped = _choose_indices(task, split, arguments.seed, entry["rows"])
-                entry["skipped"] = skipped
-                shards += _split_into_shards(task, split, arguments.seed, indices, partial / name)
-        progress.reset(total=sum(len(shard.indices) for shard in shards))
+    repo = _open_partial(partial, record)
+    shards = [
+        shard
+        for (name, split), own in indices.items()
+        for shard in _split_into_shards(tasks[name], split, arguments.seed, own, repo / name, partial / "hashes" / name)
+    ]
+    with tqdm(total=sum(map(len, indices.values())), unit="row", unit_scale=True, file=sys.stderr) as progress:
         _write_shards(shards, arguments.processes, progress)
-    for name, config in record["configs"].items():
-        for split, entry in config["splits"].items():
-            entry["duplicates"] = _count_duplicates(partial / name, split, entry["rows"])
-    _finish(partial, out, tasks, record)
+    for (name, split), own in indices.items():
+        files = [shard.hashes for shard in shards if shard.path.parent.name == name and shard.split == split]
+        record["configs"][name]["splits"][split]["duplicates"] = _count_duplicates(files, len(own))
+    _finish(repo, tasks, record)
+    if out.exists():
+        out.rmdir()
+    repo.rename(out)
+    shutil.rmtree(partial)
     return out
 
 
 def remake_row(folder: str | Path, config: str, split: str, row: int) -> dict[str, Any]:
     """Makes a row of a built dataset again, from what its `generation.json` says."""
     record = json.loads((Path(folder) / RECORD).read_text())
+    require(
+        record["data_version"] == DATA_VERSION, "data_version", record["data_version"], f"{DATA_VERSION}, this code's"
+    )
     require(config in record["configs"], "config", config, f"one of {', '.join(record['configs'])}")
     entry = record["configs"][config]
     require(split in entry["splits"], "split", split, f"one of {', '.join(entry['splits'])}")
@@ -114,33 +129,52 @@ def remake_row(folder: str | Path, config: str, split: str, row: int) -> dict[st
 
 def _make_tasks(arguments: BuildArguments) -> dict[str, Task]:
     """The tasks by config name."""
-    require(len(set(arguments.tasks)) == len(arguments.tasks), "tasks", arguments.tasks, "without repetition")
     require(arguments.processes >= 1, "processes", arguments.processes, "at least 1")
-    tasks = {name: get_task(name) for name in arguments.tasks}
+    names = (list(PRESETS) if not arguments.grammars else []) if arguments.tasks is None else arguments.tasks
+    require(len(set(names)) == len(names), "tasks", names, "without repetition")
+    tasks = {name: get_task(name) for name in names}
     for path in arguments.grammars:
-        grammar = Grammar.read(path)
-        tasks[f"lano-{Path(path).stem}"] = Lano(LanoConfig(grammar.shortest, grammar.longest, grammar.longest, grammar))
+        grammar, name = Grammar.read(path), f"lano-{Path(path).stem}"
+        require(
+            name not in tasks and name not in PRESETS, "grammars", path, f"named otherwise: {name} is another config"
+        )
+        tasks[name] = Lano(LanoConfig(grammar.shortest, grammar.longest, grammar.longest, grammar))
+    require(bool(tasks), "tasks", names, "at least one")
     return tasks
 
 
-def _plan(tasks: dict[str, Task], arguments: BuildArguments) -> dict[str, Any]:
-    """What is to be built, as `generation.json` has it. Refuses more rows than there are instances."""
+def _plan(
+    tasks: dict[str, Task], arguments: BuildArguments
+) -> tuple[dict[str, Any], dict[tuple[str, str], np.ndarray]]:
+    """(what is to be built, as `generation.json` has it; the indices of the rows of every config and split)."""
     require(arguments.rows >= 1, "rows", arguments.rows, "at least 1")
     require(arguments.eval_rows >= 1, "eval_rows", arguments.eval_rows, "at least 1")
-    configs = {}
+    configs: dict[str, Any] = {}
+    indices: dict[tuple[str, str], np.ndarray] = {}
     for name, task in tasks.items():
         splits = {}
         for split in SPLITS:
             if split == "extrapolation" and task.config.extrapolation_size == task.config.max_size:
                 continue
-            rows = arguments.rows if split == "train" else arguments.eval_rows
+            field_name = "rows" if split == "train" else "eval_rows"
+            rows = getattr(arguments, field_name)
+            first, last = hundredths(split)
             existing = task.num_instances(split)
-            if existing is not None and existing < rows:
-                field_name = "rows" if split == "train" else "eval_rows"
-                require(False, field_name, rows, f"at most {existing}: {name} has no more instances for {split}")
-            splits[split] = {"rows": rows}
+            if existing is not None and existing * (last - first) / 100 < rows:
+                existing = round(existing * (last - first) / 100)
+                require(False, field_name, rows, f"at most about {existing}: {name} has no more instances for {split}")
+            indices[name, split], skipped, rarest = _choose_indices(name, task, split, arguments.seed, rows)
+            splits[split] = {"rows": rows, "skipped": skipped, "rarest_size": rarest}
+        # Compiled here, before processes fork and would each compile it again.
+        make_table(task, task.generate("train", [0], arguments.seed))
         configs[name] = {"task": task.name, "settings": task.settings(), "splits": splits}
-    return json.loads(json.dumps({"seed": arguments.seed, "configs": configs}))
+    record = {"data_version": DATA_VERSION, "seed": arguments.seed, "versions": _versions(), "configs": configs}
+    return json.loads(json.dumps(record)), indices
+
+
+def _versions() -> dict[str, str]:
+    """What the bytes of the files depend on besides this code."""
+    return {name: importlib.metadata.version(name) for name in ("datasets", "numba", "numpy", "pyarrow")}
 
 
 def _is_finished(out: Path, record: dict[str, Any]) -> bool:
@@ -150,65 +184,80 @@ def _is_finished(out: Path, record: dict[str, Any]) -> bool:
     built = json.loads((out / RECORD).read_text()) if (out / RECORD).is_file() else {}
     for config in built.get("configs", {}).values():
         for entry in config["splits"].values():
-            entry.pop("skipped"), entry.pop("duplicates")
-    require(built == record, "out", str(out), "a new or empty folder: this one holds something else")
+            entry.pop("duplicates")
+    same = all(built.get(part) == record[part] for part in ("data_version", "seed", "configs"))
+    require(same, "out", str(out), "a new or empty folder: this one holds something else")
     return True
 
 
-def _open_partial(out: Path, record: dict[str, Any]) -> Path:
-    """The folder of an unfinished build with the same plan, or a new one."""
-    partial = out.with_name(f"{out.name}.partial")
-    plan = partial / "plan.json"
-    if partial.exists():
-        known = json.loads(plan.read_text()) if plan.is_file() else None
-        allowed = f"resumed with the arguments that it was begun with, or begun anew: then delete {partial}"
-        require(known == record, "out", str(out), allowed)
-        return partial
-    partial.mkdir(parents=True)
-    _write_text(plan, json.dumps(record))
-    return partial
+def _open_partial(partial: Path, record: dict[str, Any]) -> Path:
+    """The folder of the unfinished repo: that of a build with the same plan, or a new one."""
+    plan, repo = partial / "plan.json", partial / "repo"
+    wanted = {"rows_per_shard": _ROWS_PER_SHARD, "rows_per_group": _ROWS_PER_GROUP, **record}
+    if partial.exists() and not plan.exists():
+        strangers = [file.name for file in partial.iterdir() if file.suffix != ".unfinished"]
+        require(not strangers, "out", str(partial), f"free: it holds {strangers[:3]}, which no build has left there")
+    elif partial.exists():
+        allowed = "that of a build with the same arguments and library versions; delete it to begin anew"
+        require(json.loads(plan.read_text()) == wanted, "out", str(partial), allowed)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_whole(plan, json.dumps(wanted))
+    repo.mkdir(exist_ok=True)
+    for file in partial.rglob("*.unfinished"):
+        file.unlink(missing_ok=True)
+    return repo
 
 
-def _choose_indices(task: Task, split: str, seed: int, rows: int) -> tuple[np.ndarray, list[int]]:
-    """(the indices of the rows, the indices skipped because their instance had come before). `train` skips none."""
+def _choose_indices(
+    name: str, task: Task, split: str, seed: int, rows: int
+) -> tuple[np.ndarray, list[int], tuple[int, int] | None]:
+    """(the indices of the rows, those skipped because their instance had come before, the rarest size and its rows).
+
+    `train` skips none, and its sizes are not counted.
+    """
     if split == "train":
-        return np.arange(rows, dtype=np.int64), []
+        return np.arange(rows, dtype=np.int64), [], None
     seen: set[int] = set()
     chosen: list[int] = []
     skipped: list[int] = []
+    sizes: Counter[int] = Counter()
     chunk = max(256, min(rows, 4096))
     for start in range(0, _DRAWS_PER_ROW * rows + 10 * chunk, chunk):
-        indices = np.arange(start, start + chunk)
-        instances = task.generate(split, indices, seed).instance
-        for index, instance in zip(indices.tolist(), instances.tolist(), strict=True):
+        batch = task.generate(split, np.arange(start, start + chunk), seed)
+        for place, (instance, size) in enumerate(zip(batch.instance.tolist(), batch.size.tolist(), strict=True)):
             if len(chosen) == rows:
-                return np.array(chosen, dtype=np.int64), skipped
-            (skipped if instance in seen else chosen).append(index)
+                rarest, count = min(sizes.items(), key=lambda item: (item[1], item[0]))
+                return np.array(chosen, dtype=np.int64), skipped, (rarest, count)
+            (skipped if instance in seen else chosen).append(start + place)
+            sizes[size] += instance not in seen
             seen.add(instance)
     raise ValueError(
-        f"`eval_rows` is {rows}, but {split} of {task.name} ({task.settings()}) has hardly more than {len(chosen)} "
-        "different instances; ask for fewer rows, or allow larger sizes."
+        f"`eval_rows` is {rows}, but {split} of {name} has hardly more than {len(chosen)} different instances; "
+        "ask for fewer rows, or allow larger sizes."
     )
 
 
-def _split_into_shards(task: Task, split: str, seed: int, indices: np.ndarray, folder: Path) -> Iterator[Shard]:
+def _split_into_shards(
+    task: Task, split: str, seed: int, indices: np.ndarray, folder: Path, hashes: Path
+) -> Iterator[Shard]:
     count = -(-len(indices) // _ROWS_PER_SHARD)
     for number in range(count):
         part = indices[number * _ROWS_PER_SHARD : (number + 1) * _ROWS_PER_SHARD]
-        yield Shard(task, split, seed, part, folder / f"{split}-{number:05d}-of-{count:05d}.parquet")
+        name = f"{split}-{number:05d}-of-{count:05d}"
+        yield Shard(task, split, seed, part, folder / f"{name}.parquet", hashes / f"{name}.npy")
 
 
 def _write_shards(shards: list[Shard], processes: int, progress: Any) -> None:
     """Writes those that are not there yet, in parallel."""
-    missing = [shard for shard in shards if not (shard.path.exists() and _instances_path(shard.path).exists())]
+    missing = [shard for shard in shards if not shard.path.exists()]
     progress.update(sum(len(shard.indices) for shard in shards) - sum(len(shard.indices) for shard in missing))
-    if processes == 1:
+    if processes == 1 or len(missing) <= 1:
         for shard in missing:
             _write_shard(shard)
             progress.update(len(shard.indices))
         return
-    with ProcessPoolExecutor(min(processes, max(1, len(missing)))) as pool:
-        waiting = {pool.submit(_write_shard, shard): shard for shard in missing}
+    with ProcessPoolExecutor(min(processes, len(missing))) as pool:
+        waiting = {pool.submit(_write_shard, shard, os.getpid()): shard for shard in missing}
         try:
             for done in as_completed(waiting):
                 done.result()
@@ -218,59 +267,61 @@ def _write_shards(shards: list[Shard], processes: int, progress: Any) -> None:
             raise
 
 
-def _write_shard(shard: Shard) -> None:
-    """Writes one Parquet file, whole or not at all, and beside it the hashes of its instances."""
-    shard.path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = shard.path.with_suffix(".unfinished")
-    instances = []
+def _write_shard(shard: Shard, parent: int | None = None) -> None:
+    """Writes the hashes, then the Parquet file, whole or not at all.
+
+    Args:
+        parent: The process that asked for it. If that was killed, this ends as well; until then it disturbs nobody,
+            as the unfinished file has a name of its own.
+    """
+    unfinished = shard.path.with_suffix(f".{os.getpid()}.unfinished")
+    hashes = []
+    for folder in (shard.path.parent, shard.hashes.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         with pyarrow.parquet.ParquetWriter(unfinished, make_features(shard.task).arrow_schema) as writer:
             for start in range(0, len(shard.indices), _ROWS_PER_GROUP):
+                if parent is not None and os.getppid() != parent:
+                    os._exit(1)
                 batch = shard.task.generate(shard.split, shard.indices[start : start + _ROWS_PER_GROUP], shard.seed)
-                instances.append(batch.instance)
+                hashes.append(batch.instance)
                 writer.write_table(make_table(shard.task, batch))
-        np.save(_instances_path(shard.path), np.concatenate(instances))
+        np.save(shard.hashes, np.concatenate(hashes))
         os.replace(unfinished, shard.path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _instances_path(shard: Path) -> Path:
-    return shard.with_suffix(".instances.npy")
-
-
-def _count_duplicates(folder: Path, split: str, rows: int) -> int:
+def _count_duplicates(files: list[Path], rows: int) -> int:
     """How many rows hold an instance that an earlier row holds. One part of all hashes is in memory at a time."""
-    files = sorted(folder.glob(f"{split}-*.instances.npy"))
     parts = -(-rows // 1_000_000)
     distinct = 0
     for part in range(parts):
-        hashes = [np.load(file, mmap_mode="r") for file in files]
-        distinct += len(np.unique(np.concatenate([own[own % np.uint64(parts) == part] for own in hashes])))
+        hashes = [own[own % np.uint64(parts) == part] for own in map(np.load, files)]
+        distinct += len(np.unique(np.concatenate(hashes)))
     return rows - distinct
 
 
-def _finish(partial: Path, out: Path, tasks: dict[str, Task], record: dict[str, Any]) -> None:
-    """Writes what belongs to the whole, and puts the folder in its place."""
-    make_tokenizer().save_pretrained(partial)
-    write_card(partial, tasks, record)
-    _write_text(partial / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    for file in [*partial.rglob("*.instances.npy"), partial / "plan.json"]:
-        file.unlink(missing_ok=True)
-    files = sorted(file for file in partial.rglob("*") if file.is_file() and file.name != CHECKSUMS)
-    lines = [f"{_checksum(file)}  {file.relative_to(partial).as_posix()}\n" for file in files]
-    _write_text(partial / CHECKSUMS, "".join(lines))
-    if out.exists():
-        out.rmdir()
-    shutil.move(partial, out)
+def _finish(repo: Path, tasks: dict[str, Task], record: dict[str, Any]) -> None:
+    """Writes what belongs to the whole: tokenizer, card, record, checksums."""
+    make_tokenizer().save_pretrained(repo)
+    write_whole(repo / "README.md", make_card(repo, tasks, record))
+    write_whole(repo / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    files = sorted(file for file in repo.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    lines = [f"{_checksum(file)}  {file.relative_to(repo).as_posix()}\n" for file in files]
+    write_whole(repo / CHECKSUMS, "".join(lines))
 
 
 def _checksum(file: Path) -> str:
+    checksum = hashlib.sha256()
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while part := opened.read(2**20):
+            checksum.update(part)
+    return checksum.hexdigest()
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)

@@ -43,12 +43,12 @@ _SPLITS = """
 
 An instance decides its split, by a hash of its canonical form: 90 of 100 belong to train, 5 to validation, 5 to test.
 So no instance is in two of them, in any build, at any seed, or in the endless streams of the generators.
-`extrapolation` holds sizes beyond those that train has. Sizes in train follow the task's weights, in the other splits
-all are equally likely (where the task chooses them). In validation, test and extrapolation no instance comes twice;
-`generation.json` says what was drawn, and any row can be made again from it.
+`extrapolation` holds sizes beyond those that train has. Sizes in train follow the task's weights; in the other splits
+all are drawn alike (where the task chooses them), but no instance comes twice, so that a size with few instances is
+rare. `generation.json` says what was drawn, and any row can be made again from it.
 
-| config | split | rows | sizes | repeated instances |
-| --- | --- | --- | --- | --- |
+| config | split | rows | sizes | rows of the rarest size | repeated instances |
+| --- | --- | --- | --- | --- | --- |
 {rows}
 
 {settings}
@@ -62,8 +62,8 @@ depth in *ANIRA* (arXiv 2602.08864). The generators and labels are this project'
 """
 
 
-def write_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any]) -> None:
-    """Writes README.md for the configs in `record`, whose Parquet files lie in `folder`."""
+def make_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any]) -> str:
+    """The text of README.md for the configs in `record`, whose Parquet files lie in `folder`."""
     infos = {name: _make_info(folder / name, name, task, record) for name, task in tasks.items()}
     data = DatasetCardData(
         license="apache-2.0",
@@ -80,8 +80,7 @@ def write_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any]) -> 
         ],
     )
     DatasetInfosDict(infos).to_dataset_card_data(data)
-    text = f"---\n{data.to_yaml()}\n---\n{_make_text(folder, tasks, record)}"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    return f"---\n{data.to_yaml()}\n---\n{_make_text(folder, tasks, record)}"
 
 
 def _make_info(folder: Path, name: str, task: Task, record: dict[str, Any]) -> DatasetInfo:
@@ -194,5 +193,7 @@ def _list_splits(tasks: dict[str, Task], record: dict[str, Any]) -> list[str]:
     for name, task in tasks.items():
         for split, entry in record["configs"][name]["splits"].items():
             least, largest = task.config.size_range(split)
-            lines.append(f"| {name} | {split} | {entry['rows']} | {least} to {largest} | {entry['duplicates']} |")
+            rarest = "{1} of size {0}".format(*entry["rarest_size"]) if entry["rarest_size"] else ""
+            cells = (name, split, entry["rows"], f"{least} to {largest}", rarest, entry["duplicates"])
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines

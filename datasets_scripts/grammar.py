@@ -5,10 +5,10 @@ root alone, the last level the terminals. So every derivation ends, and all of a
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,12 +30,14 @@ class Tables(NamedTuple):
         rules: The symbols of each rule, -1 after its end, (rules, longest rule).
         lengths: Symbols in each rule, (rules,).
         first_symbol: The symbols of level l are first_symbol[l] .. first_symbol[l + 1] - 1, (levels + 2,).
+        span_room: How many different lengths the yield of each symbol can have, at most, (symbols,).
     """
 
     first_rule: np.ndarray
     rules: np.ndarray
     lengths: np.ndarray
     first_symbol: np.ndarray
+    span_room: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,12 @@ class Grammar:
     @property
     def shortest(self) -> int:
         """Length of the shortest sentence."""
-        return self._extreme_lengths(min)
+        return _yield_lengths(self.rules, self.num_terminals, min)[0][0]
 
     @property
     def longest(self) -> int:
         """Length of the longest sentence."""
-        return self._extreme_lengths(max)
-
-    def _extreme_lengths(self, extreme: Any) -> int:
-        lengths = [1] * self.num_terminals
-        for level in reversed(self.rules):
-            lengths = [extreme(sum(lengths[child] for child in rule) for rule in rules) for rules in level]
-        return lengths[0]
+        return _yield_lengths(self.rules, self.num_terminals, max)[0][0]
 
     @classmethod
     def random(
@@ -115,14 +111,19 @@ class Grammar:
     def read(cls, path: str | Path) -> "Grammar":
         """Reads the layout of the published grammars (cfg3b.json and others): "all" holds the levels, each a list of
         symbols with "children", and the last one the terminals."""
-        content = json.loads(Path(path).read_text())
-        require(isinstance(content, dict) and "all" in content, "grammar file", str(path), 'JSON with a field "all"')
-        levels = content["all"]
-        rules = tuple(
-            tuple(tuple(tuple(rule) for rule in symbol.get("children") or ()) for symbol in level)
-            for level in levels[:-1]
-        )
-        return cls(rules, len(levels[-1]))
+        try:
+            levels = json.loads(Path(path).read_text())["all"]
+            rules = tuple(
+                tuple(tuple(tuple(rule) for rule in symbol.get("children") or ()) for symbol in level)
+                for level in levels[:-1]
+            )
+            num_terminals = len(levels[-1])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"The grammar file {path} cannot be read ({type(error).__name__}: {error}): it must be JSON with a "
+                'field "all" that holds the levels, each a list of symbols with "children", and the terminals last.'
+            ) from error
+        return cls(rules, num_terminals)
 
 
 def _draw_level(
@@ -162,6 +163,15 @@ def _check(rules: Rules, num_terminals: int) -> None:
     require(not unreached, "terminals", f"with {unreached} that no rule reaches", "reached throughout")
 
 
+def _yield_lengths(rules: Rules, num_terminals: int, extreme: Callable[..., int]) -> list[list[int]]:
+    """The least or largest (`extreme`: min or max) length of what each symbol yields, level by level."""
+    levels = [[1] * num_terminals]
+    for level in reversed(rules):
+        below_it = levels[0]
+        levels.insert(0, [extreme(sum(below_it[child] for child in rule) for rule in own) for own in level])
+    return levels
+
+
 def _make_tables(rules: Rules, num_terminals: int) -> Tables:
     widths = [len(level) for level in rules] + [num_terminals]
     first_symbol = np.concatenate([[0], np.cumsum(widths)]).astype(np.int64)
@@ -172,11 +182,14 @@ def _make_tables(rules: Rules, num_terminals: int) -> Tables:
         for rule in own
     ]
     counts = [len(own) for level in rules for own in level]
+    shortest, longest = (np.concatenate(_yield_lengths(rules, num_terminals, extreme)) for extreme in (min, max))
     lengths = np.array([len(rule) for rule in flat], np.int64)
     table = np.full((len(flat), lengths.max()), -1, np.int64)
     for row, rule in enumerate(flat):
         table[row, : len(rule)] = rule
-    return Tables(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), table, lengths, first_symbol)
+    return Tables(
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), table, lengths, first_symbol, longest - shortest + 1
+    )
 
 
 def next_token_distribution(grammar: Grammar, sentence: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -239,14 +252,14 @@ def _next_weights(tables: Tables, sentence: np.ndarray) -> np.ndarray:
     height = len(tables.first_symbol) - 2
     num_inner, num_symbols = tables.first_symbol[height], tables.first_symbol[height + 1]
     length = len(sentence)
-    boost = 2.0 ** np.round(_bits_per_terminal(tables, height))
+    boost = 2.0 ** _bits_per_terminal(tables, height)
     counts = np.zeros((num_symbols, length + 1), np.int64)
     room = length + 2
     ends, inside = [np.empty((0, 0), np.int64)], [np.empty((0, 0), np.float64)]
     ends.clear()
     inside.clear()
     for symbol in range(num_symbols):
-        width = 1 if symbol >= num_inner else min(_span_room(tables, symbol, height), room)
+        width = min(tables.span_room[symbol], room)
         starts = 1 if symbol == 0 else length + 1
         ends.append(np.empty((starts, width), np.int64))
         inside.append(np.empty((starts, width), np.float64))
@@ -284,15 +297,6 @@ def _bits_per_terminal(tables: Tables, height: int) -> float:
         nodes *= tables.lengths[first_rule:last_rule].mean()
         terminals = nodes
     return bits / terminals
-
-
-@compiled
-def _span_room(tables: Tables, symbol: int, height: int) -> int:
-    """At most how many different lengths the yield of `symbol` can have."""
-    level = 0
-    while tables.first_symbol[level + 1] <= symbol:
-        level += 1
-    return tables.lengths.max() ** (height - level) - tables.lengths.min() ** (height - level) + 1
 
 
 @compiled

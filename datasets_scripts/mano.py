@@ -108,7 +108,10 @@ class Mano(Task):
         return Labels(difficulty, height, {"open_operators_state": opened, "ended_operators_state": ended})
 
     def check(self, prompt: list[int], completion: list[int]) -> str:
-        expected = evaluate(prompt[2:-1], self.config.modulus)
+        expression = prompt[2:-1]
+        expected = evaluate(expression, self.config.modulus)
+        if prompt[1] != FIRST_LENGTH - 1 + len(expression) // 2:
+            malformed(f"The prompt says {WORDS[prompt[1]]}, but its expression has {len(expression) // 2} operators.")
         if len(completion) != 1:
             return f"The answer has {len(completion)} tokens, but is one number."
         if completion[0] != FIRST_NUMBER + expected:

@@ -19,8 +19,9 @@ _CHUNK = 256
 class TaskStream(IterableDataset):
     """An endless dataset. Of all its readers (processes x workers), reader r of R gets examples r, r + R, r + 2R, ...
 
-    `state_dict()` and `load_state_dict()` say and set where this copy stands, at no cost however far it has come; with
-    workers, torchdata's `StatefulDataLoader` gathers and restores those of all workers.
+    Every pass begins at the start, or once where a state was loaded. `state_dict()` and `load_state_dict()` say and set
+    where this copy stands, at no cost however far it has come; with workers, torchdata's `StatefulDataLoader` gathers
+    and restores those of all workers.
     """
 
     def __init__(
@@ -29,33 +30,37 @@ class TaskStream(IterableDataset):
         super().__init__()
         self.task, self.split, self.seed, self.columns = task, split, seed, tuple(columns)
         self.process, self.num_processes = process, num_processes
-        self._position = 0
-        self._num_readers: int | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._state: dict[str, Any] = {"position": 0, "num_readers": None}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         reader, num_readers = self._place()
-        if self._num_readers not in (None, num_readers):
+        start, self._loaded = self._loaded or {"position": 0, "num_readers": None}, None
+        if start["num_readers"] not in (None, num_readers):
             raise ValueError(
-                f"The state is that of a stream with {self._num_readers} readers (processes x workers), but there are "
-                f"{num_readers} now: they would repeat examples. Resume with as many."
+                f"The state is that of a stream with {start['num_readers']} readers (processes x workers), but there "
+                f"are {num_readers} now: they would repeat examples. Resume with as many."
             )
-        self._num_readers = num_readers
+        return self._read(start["position"], reader, num_readers)
+
+    def _read(self, position: int, reader: int, num_readers: int) -> Iterator[dict[str, Any]]:
         while True:
-            chunk = self._position - self._position % _CHUNK
+            chunk = position - position % _CHUNK
             indices = (chunk + np.arange(_CHUNK, dtype=np.int64)) * num_readers + reader
-            unread = indices[self._position - chunk :]
+            unread = indices[position - chunk :]
             for row in make_rows(self.task, self.task.generate(self.split, unread, self.seed), self.columns):
-                self._position += 1
+                position += 1
+                self._state = {"position": position, "num_readers": num_readers}
                 yield row
 
     def state_dict(self) -> dict[str, Any]:
-        """How many examples this copy has given, and among how many readers."""
-        return {"position": self._position, "num_readers": self._num_readers}
+        """How many examples the pass that was read last has given, and among how many readers."""
+        return dict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Makes the next iteration begin where `state` was taken."""
+        """Makes the next pass begin where `state` was taken."""
         require(state["position"] >= 0, "position", state["position"], "at least 0")
-        self._position, self._num_readers = state["position"], state["num_readers"]
+        self._loaded = self._state = dict(state)
 
     def _place(self) -> tuple[int, int]:
         """(number of this reader, number of readers)."""

@@ -1,6 +1,8 @@
 """What a task is: a config, a generator, labels for every token, and a verifier."""
 
 import dataclasses
+import numbers
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +155,7 @@ class Task(ABC):
     def generate(self, split: str, indices: Sequence[int] | np.ndarray, seed: int = 0) -> Batch:
         """Draws examples. Sizes in `train` follow the task's weights; the other splits draw them uniformly."""
         sizes = self.config.size_range(split)
-        key = stream_key(self.name, self.settings(), split, seed)
+        key = stream_key(self.name, self.settings(), split, operator.index(seed))
         indices = np.asarray(indices, dtype=np.int64)
         require(bool((indices >= 0).all()), "indices", indices.tolist()[:5], "at least 0")
         return self.draw(key, sizes, hundredths(split), split == "train", indices)
@@ -180,10 +182,12 @@ def read_ids(tokens: Tokens, name: str) -> list[int]:
         if UNKNOWN in ids:
             malformed(f"The {name} has the word {tokens.split()[ids.index(UNKNOWN)]!r}, which no task knows.")
         return ids
-    ids = [int(identity) for identity in tokens]
-    for identity in ids:
-        if not 0 <= identity < len(WORDS) or identity == UNKNOWN:
-            malformed(f"The {name} has the id {identity}, which no task knows.")
+    ids = []
+    for identity in tokens:
+        whole = isinstance(identity, numbers.Integral) and not isinstance(identity, bool)
+        if not whole or not 0 <= identity < len(WORDS) or identity == UNKNOWN:
+            malformed(f"The {name} has the id {identity!r}, which no task knows.")
+        ids.append(int(identity))
     return ids
 
 
@@ -206,5 +210,5 @@ def refuse_empty(task: Task, sizes: tuple[int, int], part: tuple[int, int]) -> N
     """Raises the ValueError for a split in which no instance could be found."""
     raise ValueError(
         f"`{task.name}` found no instance of sizes {sizes[0]} to {sizes[1]} in hundredths {part[0]} to {part[1] - 1} "
-        f"that the split has of all instances: there are too few. Allow larger sizes ({task.settings()})."
+        "that the split has of all instances: there are too few. Allow larger sizes."
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from recipe import RecipeError
+from safetensors import SafetensorError
 
 _PROGRESS = "progress.json"
 
@@ -23,7 +24,12 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, progress:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
+    try:
+        accelerator.save_state(str(unfinished))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # safetensors and torch have errors of their own for a disk that is full.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"the checkpoint {path.name} cannot be written: {error}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (unfinished / _PROGRESS).write_text(json.dumps({"step": step, **progress}))

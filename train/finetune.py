@@ -4,7 +4,8 @@
         --output_dir build/runs/brevo-from-mano --max_steps 500 --learning_rate 5e-4 --per_device_train_batch_size 64
 
 The data: whatever `load_dataset` finds with a column `text`, or `prompt` and `completion`. All of TrainingArguments can
-be said on the command line. Of this repository nothing is needed but this file and `labels.py`: the model brings its code.
+be said on the command line. Of this repository nothing is needed but this file and `labels.py`: the model brings its
+code.
 """
 
 import sys

@@ -10,6 +10,7 @@ Two processes on a CPU: `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_p
 
 import json
 import math
+import shutil
 import signal
 import sys
 import time
@@ -33,6 +34,9 @@ from transformers import HfArgumentParser, get_scheduler
 from datasets_scripts import make_tokenizer
 from modeling_anira import AniraForCausalLM
 from modeling_anira.exits import noise_shape
+
+# What may change when a run is taken up again, since no weight depends on it.
+_CHANGEABLE = {"log_every", "evaluate_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "max_loss"}
 
 
 @dataclass
@@ -95,7 +99,8 @@ class Trainer:
         checkpoints = list_checkpoints(self.out / "checkpoints")
         if kept.exists():
             known = json.loads(kept.read_text())
-            differing = sorted(name for name in settings if settings[name] != known.get(name))
+            fixed = settings.keys() - _CHANGEABLE
+            differing = sorted(name for name in fixed if settings[name] != known.get(name))
             if differing:
                 raise RecipeError(f"{self.out} holds a run whose {', '.join(differing)} differ. Choose another --out.")
             if not resume and (checkpoints or (self.out / "model").exists()):
@@ -124,7 +129,7 @@ class Trainer:
         self.model.train()
         begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
         for micro_batches in loader:
-            values = self._train_step(micro_batches)
+            values, stop = self._train_step(micro_batches)
             self.step += 1
             last = self.step == recipe.steps
             elapsed = time.perf_counter() - begun
@@ -138,22 +143,24 @@ class Trainer:
             )
             if last or _due(self.step, recipe.log_every):
                 speed = {"tokens_per_second": (self.tokens - tokens_then) / elapsed, "steps": self.step - step_then}
-                self.journal.write("train", self.step, {**values, **speed})
+                self.journal.write(
+                    "train",
+                    self.step,
+                    {**values, "tokens": self.tokens, "processes": self.accelerator.num_processes, **speed},
+                )
                 begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
             if last or _due(self.step, recipe.evaluate_every):
                 self._evaluate()
                 begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
-            if last or values["stop"] or _due(self.step, recipe.checkpoint_every):
+            if last or stop or _due(self.step, recipe.checkpoint_every):
                 self._save_checkpoint()
-            if values["stop"] and not last:
-                self.journal.close()
+            if stop and not last:
                 self.journal.say(f"Stopped by a signal after step {self.step}; --resume goes on from there.")
                 return
         self._save_model()
-        self.journal.close()
 
-    def _train_step(self, micro_batches: list[dict[str, Any]]) -> dict[str, float]:
-        """One optimiser step; what is logged of it, over all processes."""
+    def _train_step(self, micro_batches: list[dict[str, Any]]) -> tuple[dict[str, float], bool]:
+        """One optimiser step: what is logged of it, over all processes, and whether one of them was asked to stop."""
         accelerator, weight = self.accelerator, self.recipe.pressure(self.step)
         sums = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
         for number, batch in enumerate(micro_batches):
@@ -182,7 +189,7 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.tokens += round(tokens)
-        return {**values, "tokens": self.tokens, "stop": stop}
+        return values, stop > 0
 
     def _loss(self, batch: dict[str, Any], weight: float) -> tuple[torch.Tensor, torch.Tensor]:
         """This micro-batch's share of the step's loss, and of what is logged.
@@ -234,11 +241,13 @@ class Trainer:
         save_checkpoint(self.accelerator, self.out / "checkpoints", self.step, progress, self.recipe.keep_checkpoints)
 
     def _save_model(self) -> None:
-        """The model with its tokenizer, as `from_pretrained` takes it."""
+        """The model with its tokenizer, as `from_pretrained` takes it; whole or not at all."""
         if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-            model.save_pretrained(self.out / "model")
-            make_tokenizer().save_pretrained(self.out / "model")
+            unfinished, finished = self.out / "model.unfinished", self.out / "model"
+            self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
+            make_tokenizer().save_pretrained(unfinished)
+            shutil.rmtree(finished, ignore_errors=True)
+            unfinished.rename(finished)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -267,12 +276,15 @@ def main() -> None:
     (arguments,) = parser.parse_args_into_dataclasses()
     try:
         trainer = Trainer(read_recipe(arguments.config, arguments.set), arguments)
-        trainer.run()
+        try:
+            trainer.run()
+        finally:
+            trainer.journal.close()
     except (RecipeError, Diverged) as error:
         sys.exit(f"pretrain.py: {error}")
     except OSError as error:
         sys.exit(
-            f"pretrain.py: cannot write to {error.filename or arguments.out}: {error.strerror or error}. "
+            f"pretrain.py: writing to {error.filename or arguments.out} failed: {error.strerror or error}. "
             "Finished checkpoints are kept; --resume goes on from the last."
         )
 

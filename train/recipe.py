@@ -130,14 +130,15 @@ class Recipe:
         try:
             return AniraConfig(**{**vocabulary, "compute_weight": self.compute_weight, **self.model})
         except Exception as error:
-            raise RecipeError(f"model: {error}") from error
+            # transformers wraps what a validator says; the last line is the reason.
+            raise RecipeError(f"model: {str(error).splitlines()[-1].strip()}") from error
 
     def pressure(self, step: int) -> float:
         """gamma at `step`, from 0."""
         begin, end = self.press_from * self.steps, self.press_to * self.steps
         if step >= end:
             return self.compute_weight
-        return self.compute_weight * max(0.0, step - begin) / (end - begin)
+        return 0.0 if step <= begin else self.compute_weight * (step - begin) / (end - begin)
 
 
 def read_recipe(path: str | Path, settings: list[str]) -> Recipe:

@@ -102,7 +102,7 @@ def test_graphs_answers_and_labels_agree_with_networkx(name, rows):
         assert nx.is_directed_acyclic_graph(graph)
         assert max(degree for _, degree in graph.in_degree()) <= 4
         assert max(degree for _, degree in graph.out_degree()) <= 4
-        assert graph.number_of_nodes() <= batch.size[row]
+        assert graph.number_of_nodes() == batch.size[row]
         answer = read_names(words[batch.answer_start[row] : -1])
         assert set(answer) == nx.ancestors(graph, query) | {query}
         assert len(answer) == len(set(answer))

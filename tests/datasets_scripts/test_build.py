@@ -122,7 +122,7 @@ def test_repeated_train_rows_are_counted(built, load):
     texts = load("mano-mini", split="train")["prompt"]
     repeated = len(texts) - len(set(texts))
     assert record["configs"]["mano-mini"]["splits"]["train"]["duplicates"] == repeated > 0
-    assert f"| mano-mini | train | 300 | 1 to 4 | {repeated} |" in (built / "README.md").read_text()
+    assert f"| mano-mini | train | 300 | 1 to 4 |  | {repeated} |" in (built / "README.md").read_text()
 
 
 def test_the_card_draws_every_label_under_its_word(built):
@@ -150,7 +150,7 @@ print(load_dataset({str(built)!r}, "mano-mini", split="test", cache_dir={str(tmp
 
 def run_build(out, *options, rows=4000, limit=None, **keywords):
     command = [sys.executable, str(ROOT / "datasets_scripts" / "build.py"), "--out", str(out), "--rows", str(rows)]
-    command += ["--tasks", "mano-mini", "--eval_rows", "50", "--processes", "1", *options]
+    command += ["--tasks", "mano-mini", "--eval_rows", "50", *(options or ("--processes", "1"))]
     before = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before, **keywords
@@ -167,7 +167,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished_and_is_completed_by_t
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not out.exists()
-    with pytest.raises(ValueError, match=r"`out` is .* resumed with the arguments that it was begun with"):
+    with pytest.raises(ValueError, match=r"`out` is .* a build with the same arguments and library versions"):
         write(out, ["mano-mini"], rows=100)
 
     done = tmp_path / "done"
@@ -193,6 +193,51 @@ def test_a_killed_build_leaves_nothing_that_looks_finished_and_is_completed_by_t
     assert not (tmp_path / "resumed.partial").exists()
     write(resumed, ["mano-mini"])
     assert len(calls) == 3 + 4, "a complete build was made again"
+
+
+@pytest.mark.parametrize("moment", ["make_tokenizer", "make_card", "_checksum", "write_whole", "_count_duplicates"])
+def test_a_build_killed_while_it_finishes_is_completed_by_the_next(built, tmp_path, monkeypatch, moment):
+    """The plan was deleted before all was done: the same command was refused then."""
+    out = tmp_path / "tasks"
+    with monkeypatch.context() as patch:
+        patch.setattr(build, moment, lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(out)
+    assert not out.exists()
+    assert files_of(write(out)) == files_of(built)
+    assert [path.name for path in tmp_path.iterdir()] == ["tasks"]
+
+
+def test_other_library_versions_do_not_go_on_with_an_unfinished_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "make_card", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "tasks", ["mano-mini"])
+    monkeypatch.setattr(build, "_versions", lambda: {"pyarrow": "0"})
+    with pytest.raises(ValueError, match="same arguments and library versions"):
+        write(tmp_path / "tasks", ["mano-mini"])
+
+
+def test_workers_end_when_the_build_that_asked_them_is_killed(tmp_path):
+    killed = run_build(tmp_path / "tasks", "--processes", "2", rows=3_000_000)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.rglob("train*.unfinished"))) < 2 and time.monotonic() < deadline:
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 60
+    while any(is_running(int(child)) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(is_running(int(child)) for child in children)
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path):
@@ -231,7 +276,7 @@ def test_a_folder_that_holds_something_else_is_refused_untouched(built, tmp_path
         ({"rows": 0}, "`rows` is 0"),
         ({"eval_rows": 0}, "`eval_rows` is 0"),
         ({"processes": 0}, "`processes` is 0"),
-        ({"tasks": ["mano-mini"], "rows": 10**9}, "`rows` is 1000000000, but must be at most 3630450"),
+        ({"tasks": ["mano-mini"], "rows": 10**9}, "`rows` is 1000000000, but must be at most about 3267405"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, options, message):
@@ -246,9 +291,10 @@ def test_more_evaluation_rows_than_instances_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setitem(registry.PRESETS, "mano-tiny", ManoConfig(1, 2, 3, 5))
     with pytest.raises(
-        ValueError, match=r"`eval_rows` is 500, but validation of mano .* hardly more than \d+ different"
+        ValueError, match=r"`eval_rows` is 100, but (validation|test) of mano-tiny has hardly more than \d+ different"
     ):
-        write(tmp_path / "tasks", ["mano-tiny"], eval_rows=500)
+        write(tmp_path / "tasks", ["mano-tiny"], eval_rows=100)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_published_grammar_becomes_a_config(tmp_path):
@@ -261,6 +307,11 @@ def test_a_published_grammar_becomes_a_config(tmp_path):
     assert len(rows) == 20
     assert "extrapolation" not in json.loads((out / "generation.json").read_text())["configs"]["lano-cfg9x"]["splits"]
     assert remake_row(out, "lano-cfg9x", "train", 3) == rows[3]
+    (tmp_path / "mini.json").write_text((tmp_path / "cfg9x.json").read_text())
+    with pytest.raises(ValueError, match=r"`grammars` is .* named otherwise: lano-mini is another config"):
+        build.build(BuildArguments(str(tmp_path / "p"), [], [str(tmp_path / "mini.json")], 20, 1, processes=1))
+    with pytest.raises(ValueError, match="No such file"):
+        build.build(BuildArguments(str(tmp_path / "p"), [], [str(tmp_path / "none.json")], 20, 1, processes=1))
 
 
 def test_memory_does_not_grow_with_rows(tmp_path):

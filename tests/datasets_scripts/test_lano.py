@@ -85,9 +85,10 @@ def test_a_prefix_that_no_sentence_has_has_no_distribution():
             assert found[length].sum() == pytest.approx(float(possible))
 
 
-def test_long_sentences_neither_underflow_nor_overflow():
-    """A sentence of 800 words has a probability near 2^-1000."""
-    grammar = Grammar.random(7, 3, 4, (2, 3), 3, seed=1)
+@pytest.mark.parametrize("shape", [(7, 3, 4, (2, 3), 3, 1), (7, 3, 2, (3, 3), 3, 0)])
+def test_long_sentences_neither_underflow_nor_overflow(shape):
+    """A sentence of 800 words has a probability near 2^-1000; one of 2187 words, of rules in pairs, 2^-1093."""
+    grammar = Grammar.random(*shape)
     task = Lano(LanoConfig(grammar.shortest, grammar.longest, grammar.longest, grammar))
     batch = task.generate("train", range(3))
     for row in range(3):
@@ -171,9 +172,24 @@ def test_a_grammar_is_read_from_the_published_layout(tmp_path):
     grammar = Grammar.read(tmp_path / "cfg.json")
     assert grammar == Grammar(((((0, 1), (1, 0)),), (((0, 1, 1),), ((1, 0),))), 2)
     assert set(language(grammar)) == {(0, 1, 1, 1, 0), (1, 0, 0, 1, 1)}
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="grammar file"):
-        Grammar.read(tmp_path / "other.json")
+    for text in ("{}", '{"all": []}', "[", '{"all": [[3], []]}', '{"all": 7}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=r"The grammar file .* cannot be read"):
+            Grammar.read(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="No such file"):
+        Grammar.read(tmp_path / "none.json")
+
+
+def test_a_tall_grammar_of_single_rules_has_room_for_its_spans():
+    """16 levels over rules of up to 16 symbols: 16^16 overflowed, and the chart was written outside of its memory."""
+    wide = tuple(range(16))
+    chain = tuple(((symbol,),) for symbol in wide)
+    grammar = Grammar(((((wide),),), *(chain,) * 15), 16)
+    assert grammar.longest == grammar.shortest == 16
+    assert grammar.tables.span_room.tolist() == [1] * len(grammar.tables.span_room)
+    found = next_token_distribution(grammar, list(wide))
+    assert found.argmax(axis=1).tolist() == [*wide, 16]
+    assert found.max(axis=1).tolist() == [1.0] * 17
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_the_verifier_says_why():
     assert "goes on after" in task.verify(prompt, "18 <eos> 18").reason
     assert "'eighteen'" in task.verify(prompt, "eighteen <eos>").reason
     assert "fewer than two" in task.verify("<bos> <len_2> - 3 * 2 <ans>", "18 <eos>").reason
+    for word in ("<len_9>", "3", "<bos>"):
+        assert "2 operators" in task.verify(f"<bos> {word} - 3 * 2 4 <ans>", "18 <eos>").reason
     assert "3 expressions" in task.verify("<bos> <len_2> 3 2 4 <ans>", "18 <eos>").reason
 
 

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from datasets_scripts import get_task, stream
@@ -63,6 +64,18 @@ def test_resuming_far_out_costs_nothing_and_another_number_of_readers_is_refused
     other.load_state_dict(data.state_dict())
     with pytest.raises(ValueError, match=r"1 readers .* 4 now"):
         next(iter(other))
+
+
+def test_every_pass_begins_anew_and_a_look_disturbs_none():
+    data = stream("mano-mini", columns=["input_ids"])
+    wanted = [row["input_ids"] for row in itertools.islice(data, 3)]
+    first, second = iter(data), iter(data)
+    assert [next(first)["input_ids"], next(second)["input_ids"], next(first)["input_ids"]] == [
+        wanted[i] for i in (0, 0, 1)
+    ]
+    for workers in (0, 2):
+        loader = DataLoader(data, batch_size=None, num_workers=workers)
+        assert next(iter(loader))["input_ids"] == next(iter(loader))["input_ids"] == wanted[0]
 
 
 def test_it_finds_its_process_in_the_environment_of_a_launcher(monkeypatch):

@@ -26,6 +26,16 @@ def test_generated_answers_are_right_as_text_and_as_ids(name):
         assert task.verify(ids[: row["answer_start"]], ids[row["answer_start"] :]) == Verdict(True)
 
 
+@pytest.mark.parametrize("odd", [None, float("nan"), 2.7, True, "3", 10**30, -1])
+def test_what_is_no_id_is_refused_not_rounded(odd):
+    task = TASKS["mano-mini"]
+    batch = task.generate("test", [0])
+    ids = batch.tokens.tolist()
+    cut = int(batch.answer_start[0])
+    assert "which no task knows" in task.verify(ids[:cut], [odd, ids[-1]]).reason
+    assert task.verify(batch.tokens[:cut], batch.tokens[cut:])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_to_another_prompt_is_wrong(name):
     task = TASKS[name]

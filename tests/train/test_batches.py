@@ -1,0 +1,102 @@
+"""What a step reads: the same rows and random numbers however it is shared out, labelled as the recipe says."""
+
+import itertools
+
+import pytest
+import torch
+from batches import DatasetSource, StepBatches, StreamSource, open_source
+from labels import IGNORED, make_labels
+from recipe import RecipeError, make_recipe
+
+from datasets_scripts import build, get_task, make_tokenizer
+from datasets_scripts.vocabulary import decode, encode
+
+
+def make_batches(noise_shape=(), process=0, num_processes=1, **changes):
+    model = {"max_position_embeddings": 256}
+    settings = {"task": "brevo-mini", "steps": 50, "batch_size": 12, "learning_rate": 1e-3, "model": model, **changes}
+    recipe = make_recipe(settings)
+    return StepBatches(recipe, open_source(recipe), make_tokenizer(), noise_shape, process, num_processes)
+
+
+def rows_of(micro_batches):
+    """[(ids, labels, noise)] of the real tokens of every row."""
+    found = []
+    for batch in micro_batches:
+        for row in range(len(batch["input_ids"])):
+            real = batch["attention_mask"][row].bool()
+            found.append(
+                tuple(tuple(batch[name][row][real].tolist()) for name in ("input_ids", "labels", "exit_noise"))
+            )
+    return found
+
+
+def test_labels_are_the_answer_or_everything_but_the_answer_mark():
+    ids = encode("<bos> <len_1> + 3 4 <ans> 2 <eos>")
+    ignored = [IGNORED] * 6
+    assert make_labels(ids, 6, "completion") == ignored + encode("2 <eos>")
+    everything = make_labels(ids, 6, "all", never=encode("<ans>"))
+    assert everything == [*encode("<bos> <len_1> + 3 4"), IGNORED, *encode("2 <eos>")]
+
+
+@pytest.mark.parametrize("noise_shape", [(), (4,)])
+def test_a_step_is_the_same_for_any_number_of_processes_and_micro_batches(noise_shape):
+    whole = rows_of(make_batches(noise_shape)[7])
+    for processes, accumulation in ((2, 1), (1, 3), (2, 3)):
+        shares = [
+            make_batches(noise_shape, process, processes, accumulation=accumulation)[7] for process in range(processes)
+        ]
+        assert all(len(share) == accumulation for share in shares)
+        assert sorted(itertools.chain(*map(rows_of, shares))) == sorted(whole)
+        assert {batch["step_labels"] for share in shares for batch in share} == {make_batches()[7][0]["step_labels"]}
+    assert sum(len(ids) for ids, _, _ in whole) == make_batches()[7][0]["step_tokens"]
+    assert (
+        sum(label != IGNORED for _, labels, _ in whole for label in labels[1:]) == make_batches()[7][0]["step_labels"]
+    )
+
+
+def test_steps_can_be_read_in_any_order_and_no_row_twice():
+    batches = make_batches()
+    indices = [batches[step][0]["indices"] for step in range(16)]
+    assert sorted(index for own in indices for index in own) == list(range(16 * 12))
+    fresh = make_batches()
+    for step in (15, 3, 9):
+        again = fresh[step][0]
+        assert torch.equal(again["input_ids"], batches[step][0]["input_ids"])
+        assert torch.equal(again["exit_noise"], batches[step][0]["exit_noise"])
+    other = make_batches(seed=1)
+    assert not torch.equal(other[0][0]["exit_noise"][:, :5], batches[0][0]["exit_noise"][:, :5])
+
+
+def test_padding_is_on_the_right_and_little_of_it_is_left():
+    def share_of_padding(**changes):
+        masks = [make_batches(batch_size=64, **changes)[step][0]["attention_mask"] for step in range(8)]
+        assert all((mask.diff(dim=1) <= 0).all() for mask in masks)
+        return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+
+    assert share_of_padding() < 0.15 < 0.25 < share_of_padding(group_batches=1)
+    assert make_batches(pad_to_multiple=16)[0][0]["input_ids"].shape[1] % 16 == 0
+
+
+def test_places_in_the_batch_are_places_in_the_example():
+    batch = make_batches()[0][0]
+    for row, start in enumerate(batch["answer_start"].tolist()):
+        words = decode(batch["input_ids"][row].tolist()).split()
+        assert words[start - 1] == "<ans>"
+        assert batch["labels"][row, :start].eq(IGNORED).all()
+        assert batch["labels"][row, start] == batch["input_ids"][row, start]
+
+
+def test_a_built_dataset_is_read_whole_in_every_epoch_in_another_order(tmp_path):
+    folder = build.build(build.BuildArguments(str(tmp_path / "tasks"), ["mano-mini"], [], 50, 10, processes=1))
+    source = DatasetSource(str(folder), "mano-mini", seed=3)
+    epochs = [source.read(start, 50) for start in (0, 50)]
+    for epoch in epochs:
+        assert sorted(row["index"] for row in epoch) == list(range(50))
+    assert [row["index"] for row in epochs[0]] != [row["index"] for row in epochs[1]]
+    assert source.read(45, 10) == epochs[0][45:] + epochs[1][:5]
+    fresh = StreamSource(get_task("mano-mini"), seed=0).read(0, 50)
+    by_index = {row["index"]: row["input_ids"] for row in epochs[0]}
+    assert [row["input_ids"] for row in fresh] == [by_index[index] for index in range(50)]
+    with pytest.raises(RecipeError, match="`task_settings` change what is drawn"):
+        make_batches(data=str(folder), task_settings={"max_size": 8})

@@ -1,0 +1,80 @@
+"""Recipes: complete, alike but for the decider, and refused by field."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from recipe import RecipeError, make_recipe, read_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "train" / "recipes"
+GROUPS = sorted({path.stem.rpartition("-")[0] for path in RECIPES.glob("*.yaml")})
+GOOD = {"task": "mano-mini", "steps": 10, "batch_size": 4, "learning_rate": "1e-3", "model": {"max_depth": 4}}
+
+
+def test_every_task_has_recipes_of_both_sizes():
+    assert {f"{task}-{size}" for task in ("mano", "brevo", "lano") for size in ("mini", "paper")} <= set(GROUPS)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_early_online_and_fixed_differ_in_one_line(group):
+    texts = {decider: (RECIPES / f"{group}-{decider}.yaml").read_text() for decider in ("early", "online", "fixed")}
+    for decider, text in texts.items():
+        assert text.count(f"decider: {decider}\n") == 1
+        assert text.replace(f"decider: {decider}\n", "decider: online\n") == texts["online"]
+        recipe = make_recipe(yaml.safe_load(text))
+        assert recipe.make_config().decider == decider
+
+
+def test_settings_replace_those_of_the_file(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    recipe = read_recipe(path, ["steps=7", "model.decider=early", "task_settings.max_size=3", "mixed_precision=no"])
+    assert (recipe.steps, recipe.model["decider"], recipe.make_task().config.max_size) == (7, "early", 3)
+    assert recipe.learning_rate == 1e-3
+    assert recipe.mixed_precision == "no"
+    with pytest.raises(RecipeError, match="`--set` is 'steps', but must be of the form name=value"):
+        read_recipe(path, ["steps"])
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_recipe(tmp_path / "none.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stepps": 3}, "`stepps` is no setting of a recipe. Did you mean `steps`"),
+        ({"steps": 0}, "`steps` is 0, but must be at least 1"),
+        ({"steps": "many"}, "`steps` is 'many', but must be a whole number"),
+        ({"steps": True}, "`steps` is True"),
+        ({"learning_rate": "fast"}, "`learning_rate` is 'fast', but must be a number"),
+        ({"learning_rate": 0}, "`learning_rate` is 0"),
+        ({"betas": 0.9}, "`betas` is 0.9, but must be two numbers"),
+        ({"task": "mano"}, "`task` is 'mano', but must be one of mano-mini"),
+        ({"loss_on": "prompt"}, "`loss_on` is 'prompt'"),
+        ({"schedule": "linear"}, "`schedule` is 'linear'"),
+        ({"mixed_precision": "fp16"}, "`mixed_precision` is 'fp16'"),
+        ({"compile": "yes please"}, "`compile` is 'yes please', but must be true or false"),
+        ({"press_from": 0.6, "press_to": 0.5}, "`press_to` is 0.5, but must be from press_from=0.6 to 1"),
+        ({"model": {"max_dept": 4}}, "`model.max_dept` is no setting of a recipe. Did you mean `max_depth`"),
+        ({"model": {"max_depth": 0}}, "model: .*`max_depth` is 0"),
+        ({"model": {"max_position_embeddings": 8}}, "`model.max_position_embeddings` is 8, but must be at least"),
+        ({"task_settings": {"modulo": 5}}, "`task_settings.modulo` is no setting of a recipe. Did you mean `modulus`"),
+        ({"task_settings": {"modulus": 4}}, "task_settings: `modulus` is 4, but must be a prime"),
+    ],
+)
+def test_bad_recipes_are_refused_by_field(change, message):
+    with pytest.raises(RecipeError, match=message):
+        make_recipe({**GOOD, **change})
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(RecipeError, match="The recipe lacks `batch_size`"):
+        make_recipe({name: value for name, value in GOOD.items() if name != "batch_size"})
+
+
+def test_compute_weight_is_constant_or_rises_between_two_shares_of_the_run():
+    constant = make_recipe({**GOOD, "compute_weight": 0.5})
+    assert {constant.pressure(step) for step in range(10)} == {0.5}
+    pressed = make_recipe({**GOOD, "steps": 100, "compute_weight": 0.5, "press_from": 0.2, "press_to": 0.6})
+    assert [pressed.pressure(step) for step in (0, 20, 40, 60, 99)] == [0, 0, 0.25, 0.5, 0.5]
+    stepped = make_recipe({**GOOD, "steps": 100, "compute_weight": 0.5, "press_from": 0.5, "press_to": 0.5})
+    assert [stepped.pressure(step) for step in (49, 50)] == [0, 0.5]

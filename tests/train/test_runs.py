@@ -1,0 +1,230 @@
+"""Whole runs of `train/pretrain.py`: killed, resumed, shared out, spoilt; and of `train/finetune.py`."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from datasets_scripts import build
+from modeling_anira import AniraForCausalLM
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SETTINGS = {
+    "task": "brevo-mini",
+    "steps": 20,
+    "batch_size": 8,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "log_every": 1,
+    "evaluate_every": 0,
+    "checkpoint_every": 0,
+    "compute_weight": 0.1,
+    "eval_rows": 6,
+    "model": {
+        "decider": "online",
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "max_depth": 3,
+        "max_position_embeddings": 256,
+    },
+}
+
+
+def write_recipe(path, **changes):
+    settings = {**SETTINGS, **changes, "model": {**SETTINGS["model"], **changes.get("model", {})}}
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run(folder, *options, processes=1, limit=None, script="pretrain.py"):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    before = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
+    return subprocess.run(
+        [*launcher, str(ROOT / "train" / script), *map(str, options)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        timeout=280,
+        preexec_fn=before,
+        check=False,
+    )
+
+
+def read_log(out, kind="train"):
+    return [line for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if line["kind"] == kind]
+
+
+def test_killed_and_resumed_runs_are_bit_equal_to_undisturbed_ones(tmp_path):
+    """SIGKILL after step 13 with a checkpoint at 10; SIGTERM; 20 kills while starting, in a step, or in a save."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("forked_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["whole"] == found["resumed"] == found["asked_resumed"] == found["often"] == 0
+    assert found["killed"] == -9
+    assert found["killed_at"] == 10
+    assert found["resumed_equal"]
+    # A signal: one checkpoint, of the very last step, and a clean end.
+    assert found["asked"] == 0
+    assert 4 <= found["asked_saved"] == found["asked_last_logged"] < 20
+    assert found["asked_equal"]
+    assert found["kills"] >= 15
+    assert found["saved"] == sorted(found["saved"])
+    assert found["saved"][-1] >= 5
+    assert found["often_equal"]
+    assert found["kept"] == ["step-00000019", "step-00000020"]
+
+
+@pytest.mark.parametrize("decider", ["fixed", "online", "early"])
+def test_two_processes_train_as_one(tmp_path, decider):
+    """Half of every batch each: the same loss curve, and no sign that the launcher started one process alone."""
+    recipe = write_recipe(tmp_path / "r.yaml", model={"decider": decider}, evaluate_every=10)
+    one = run(tmp_path, "--config", recipe, "--out", "one")
+    two = run(tmp_path, "--config", recipe, "--out", "two", processes=2)
+    assert one.returncode == two.returncode == 0, two.stderr[-3000:]
+    first, second = read_log(tmp_path / "one"), read_log(tmp_path / "two")
+    assert second[0]["processes"] == 2
+    assert len(first) == len(second) == 20
+    for a, b in zip(first, second, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["tokens"] == a["tokens"]
+        assert b["depth"] == pytest.approx(a["depth"], abs=1e-9)
+    for a, b in zip(read_log(tmp_path / "one", "evaluation"), read_log(tmp_path / "two", "evaluation"), strict=True):
+        assert {name: len(a["by_size"][name]) for name in a["by_size"]} == {
+            n: len(b["by_size"][n]) for n in b["by_size"]
+        }
+        assert b["depth_all"] == pytest.approx(a["depth_all"], abs=0.2)
+
+
+def test_accumulation_changes_nothing_and_bf16_runs(tmp_path):
+    curves = []
+    for accumulation, precision in ((1, "no"), (4, "no"), (1, "bf16")):
+        recipe = write_recipe(tmp_path / "r.yaml", accumulation=accumulation, steps=6, mixed_precision=precision)
+        done = run(tmp_path, "--config", recipe, "--out", f"{accumulation}{precision}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        curves.append([line["loss"] for line in read_log(tmp_path / f"{accumulation}{precision}")])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert curves[2] == pytest.approx(curves[0], abs=0.1)
+    assert curves[2] != curves[0]
+
+
+def test_the_trained_folder_loads_as_any_other_and_trackers_have_their_files(tmp_path):
+    recipe = write_recipe(tmp_path / "r.yaml", steps=3)
+    done = run(
+        tmp_path,
+        "--config",
+        recipe,
+        "--out",
+        "run",
+        "--report_to",
+        "tensorboard",
+        "--set",
+        "steps=2",
+        "model.max_depth=4",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = AniraForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.max_depth == 4
+    assert model.config.compute_weight == 0.1
+    assert (
+        len(AutoTokenizer.from_pretrained(tmp_path / "run" / "model", trust_remote_code=False))
+        == model.config.vocab_size
+    )
+    assert (tmp_path / "run" / "model" / "modeling_anira.py").exists()
+    assert list((tmp_path / "run" / "trackers").rglob("events*"))
+    assert len(read_log(tmp_path / "run")) == 2
+    again = run(tmp_path, "--config", recipe, "--out", "run", "--set", "steps=2", "model.max_depth=4")
+    assert again.returncode == 1
+    assert "holds this run already. Add --resume" in again.stderr
+    other = run(tmp_path, "--config", recipe, "--out", "run", "--resume", "--set", "steps=2", "learning_rate=1")
+    assert "holds a run whose learning_rate, model differ" in other.stderr
+
+
+def test_a_loss_out_of_bounds_ends_the_run_with_step_rows_and_last_good_checkpoint(tmp_path):
+    recipe = write_recipe(tmp_path / "r.yaml", learning_rate=1e9, checkpoint_every=1, max_loss=50)
+    done = run(tmp_path, "--config", recipe, "--out", "run")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "The loss is" in last
+    assert "at step" in last
+    assert "Rows of the data that were read: [" in last
+    assert "Last good checkpoint: run/checkpoints/step-0" in last
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_older_checkpoints(tmp_path):
+    """A limit on the size of files stands for the disk."""
+    recipe = write_recipe(tmp_path / "r.yaml", checkpoint_every=5)
+    done = run(tmp_path, "--config", recipe, "--out", "run", limit=60_000)
+    assert done.returncode == 1
+    assert "--resume goes on from the last." in done.stderr.strip().splitlines()[-1], done.stderr[-2000:]
+    finished = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix != ".unfinished"]
+    assert not finished
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    arguments = build.BuildArguments(
+        str(tmp_path_factory.mktemp("data") / "tasks"), ["mano-mini", "brevo-mini"], [], 200, 50
+    )
+    return build.build(arguments)
+
+
+def test_it_trains_on_a_built_dataset_and_the_result_is_fine_tuned_on_another_task_by_the_stock_trainer(
+    tmp_path, dataset
+):
+    recipe = write_recipe(tmp_path / "r.yaml", data=str(dataset), steps=30, group_batches=2)
+    done = run(tmp_path, "--config", recipe, "--out", "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--model", "run/model", "--dataset", dataset, "--name", "mano-mini", "--eval_split", "validation"]
+    options += [
+        "--max_steps",
+        "4",
+        "--logging_steps",
+        "2",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "2",
+        "--use_cpu",
+        "true",
+    ]
+    for extra in ([], ["--lora_rank", "4"]):
+        done = run(tmp_path, *options, *extra, "--output_dir", "tuned", script="finetune.py")
+        assert done.returncode == 0, done.stderr[-3000:]
+        history = json.loads((tmp_path / "tuned" / "trainer_state.json").read_text())["log_history"]
+        assert all(1 <= line["depth"] <= 3 for line in history if "loss" in line)
+        assert any("eval_loss" in line for line in history)
+    assert (tmp_path / "tuned" / "adapter_model.safetensors").exists()
+    model = AniraForCausalLM.from_pretrained(tmp_path / "tuned")
+    assert model.generate(torch.tensor([[2, 10, 5]]), max_new_tokens=2).shape[1] <= 5
+    wrong = run(tmp_path, *options[:3], "wikitext-nowhere", "--output_dir", "tuned", script="finetune.py")
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip().splitlines()[-1].startswith("finetune.py: ")
+
+
+def test_a_missing_dataset_and_a_bad_recipe_end_before_any_compute(tmp_path):
+    recipe = write_recipe(tmp_path / "r.yaml", data=str(tmp_path / "nowhere"))
+    done = run(tmp_path, "--config", recipe, "--out", "run")
+    assert done.returncode == 1
+    assert "`data` is" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+    recipe = write_recipe(tmp_path / "r.yaml", batch_size=9)
+    done = run(tmp_path, "--config", recipe, "--out", "run", "--set", "accumulation=2")
+    assert "`batch_size` is 9, but must be divisible" in done.stderr
+    assert not (tmp_path / "run").exists()
