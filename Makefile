@@ -28,6 +28,7 @@ benchmark: setup
 	$(BIN)/python benchmarks/prefill.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/tasks.py
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,8 +36,11 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, progress:
         _flush(unfinished)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(unfinished, path)
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        kept = list_checkpoints(folder)[-keep:]
+        # Among the rest are those of which a kill left half, while they were written or removed.
+        for old in folder.glob("step-*"):
+            if old not in kept:
+                shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     return path
 

@@ -108,7 +108,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(settings, indent=1))
+            # A run killed while it writes this must not leave half of it: it could not be taken up again.
+            unfinished = kept.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(settings, indent=1))
+            unfinished.replace(kept)
         if resume and checkpoints:
             progress = load_checkpoint(self.accelerator, checkpoints[-1])
             self.step, self.tokens = progress["step"], progress["tokens"]

@@ -84,7 +84,7 @@ def test_killed_and_resumed_runs_are_bit_equal_to_undisturbed_ones(tmp_path):
     assert found["asked"] == 0
     assert 4 <= found["asked_saved"] == found["asked_last_logged"] < 20
     assert found["asked_equal"]
-    assert found["kills"] >= 15
+    assert found["kills"] >= 10
     assert found["saved"] == sorted(found["saved"])
     assert found["saved"][-1] >= 5
     assert found["often_equal"]
