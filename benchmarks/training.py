@@ -1,7 +1,7 @@
 """
 A training step on a batch of a recipe, beside Llama with a layer for every layer call; and what making batches costs.
 
-    python benchmarks/training.py --config train/recipes/mano-mini-online.yaml [--device cuda --dtype bfloat16 --compile]
+    python benchmarks/training.py --config train/recipes/mano-mini-online.yaml --compile [--device cuda]
 
 "kept" is what a forward keeps for its backward: the memory that grows with depth and batch.
 """

@@ -3,7 +3,7 @@
 Works for any causal language model of transformers; depths are given if its `generate` returns them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,22 @@ class Answer:
     depths: list[int] | None
 
 
-def ask(model: Any, task: Task, batch: Batch, batch_size: int = 256, seed: int = 0, **options: Any) -> list[Answer]:
+def ask(
+    model: Any,
+    task: Task,
+    batch: Batch,
+    batch_size: int = 256,
+    seed: int = 0,
+    exit_depths: Sequence[Sequence[int]] | None = None,
+    **options: Any,
+) -> list[Answer]:
     """Answers to all examples of `batch`, in its order: greedy, or sampled at temperature 1 where the task says so.
 
     Args:
         model: A causal language model; its mode and random state are left as they were.
         batch_size: Prompts at a time; those of like length go together, padded on the left.
         seed: Of the sampling. The same seed and batch size give the same answers.
+        exit_depths: Depths of each example by position, prompt and longest answer; None lets the model decide.
         options: For `generate`, such as `exit_quantile`.
     """
     was_training = model.training
@@ -48,7 +57,9 @@ def ask(model: Any, task: Task, batch: Batch, batch_size: int = 256, seed: int =
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda_of(model)):
             for number, rows in enumerate(_group_by_length(batch, batch_size)):
                 torch.manual_seed(int(stream_key("answers", seed, number)) % 2**63)
-                for row, answer in zip(rows, _ask_together(model, task, batch, rows, options), strict=True):
+                for row, answer in zip(
+                    rows, _ask_together(model, task, batch, rows, exit_depths, options), strict=True
+                ):
                     answers[row] = answer
     finally:
         model.train(was_training)
@@ -65,16 +76,30 @@ def _group_by_length(batch: Batch, batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
-def _ask_together(model: Any, task: Task, batch: Batch, rows: list[int], options: dict[str, Any]) -> list[Answer]:
+def _ask_together(
+    model: Any,
+    task: Task,
+    batch: Batch,
+    rows: list[int],
+    exit_depths: Sequence[Sequence[int]] | None,
+    options: dict[str, Any],
+) -> list[Answer]:
     prompts = [batch.tokens[batch.offsets[row] : batch.offsets[row] + batch.answer_start[row]] for row in rows]
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(rows), width), PAD)
     for place, prompt in enumerate(prompts):
         input_ids[place, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+    longest = task.longest_answer(int(batch.size[rows].max()))
+    if exit_depths is not None:
+        forced = torch.zeros(len(rows), width + longest, dtype=torch.int64)
+        for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            own = torch.tensor(exit_depths[row][: len(prompt) + longest])
+            forced[place, width - len(prompt) : width - len(prompt) + len(own)] = own
+        options = {**options, "exit_depths": forced.to(model.device)}
     output = model.generate(
         input_ids.to(model.device),
         attention_mask=(input_ids != PAD).long().to(model.device),
-        max_new_tokens=task.longest_answer(int(batch.size[rows].max())),
+        max_new_tokens=longest,
         do_sample=task.sampled,
         top_k=0 if task.sampled else None,
         top_p=1.0 if task.sampled else None,

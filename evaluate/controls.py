@@ -1,0 +1,117 @@
+"""What learned depths are held against, at equal mean depth: one for all, at random, by stability, by the truth."""
+
+import copy
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from passes import Depths, run_examples
+
+from datasets_scripts import Batch, Task
+
+# Halvings of the stability threshold's range, on a logarithmic scale.
+_HALVINGS = 12
+_ROWS_FOR_THRESHOLD = 256
+
+
+def learned(options: dict[str, Any]) -> Depths:
+    """The model's own depths."""
+    return Depths("learned", options)
+
+
+def one_depth(depth: int, name: str = "fixed") -> Depths:
+    """The same depth for every token."""
+    return Depths(name, {"min_depth": depth, "max_depth": depth})
+
+
+def matched_random(tokens: pd.DataFrame, task: Task, batch: Batch, seed: int) -> Depths:
+    """Depths drawn for every token from those that the learned model gave at the same place.
+
+    Places count from `<ans>`: the histogram of the prompt's tokens by their distance to it, and of the answer's.
+
+    Args:
+        tokens: Token table of the learned model.
+        batch: Examples to draw for.
+    """
+    start = tokens[tokens["is_answer"]].groupby("example")["position"].min()
+    places = tokens["position"] - tokens["example"].map(start)
+    pools: dict[int, np.ndarray] = {
+        int(place): group.to_numpy() for place, group in tokens["exit_depth"].groupby(places)
+    }
+    least, largest = min(pools), max(pools)
+    forced = []
+    # Rows that are answered together may all go on for as long as the longest of them.
+    longest = task.longest_answer(int(batch.size.max()))
+    for row in range(len(batch)):
+        rng = np.random.default_rng([seed, row])
+        answer = int(batch.answer_start[row]) - 1
+        length = answer + 1 + longest
+        forced.append([int(rng.choice(pools[min(max(place - answer, least), largest)])) for place in range(length)])
+    return Depths("random", {}, forced)
+
+
+def oracle(tokens: pd.DataFrame, task: Task, batch: Batch) -> Depths:
+    """The learned model's depths, dealt out anew: the hardest tokens of all answers get the deepest.
+
+    Only for the dataset's own answers: while answering, nobody knows how hard the next token will be. Prompts get the
+    mean depth that the learned model gave them, rounded.
+
+    Args:
+        tokens: Token table of the learned model.
+        batch: Examples, with their own answers.
+    """
+    labels = task.label(batch)
+    prompt = max(1, round(float(tokens.loc[~tokens["is_answer"], "exit_depth"].mean())))
+    given = np.sort(tokens.loc[tokens["is_answer"], "exit_depth"].to_numpy())
+    where, hardness = [], []
+    forced = []
+    for row in range(len(batch)):
+        first, last = int(batch.offsets[row]), int(batch.offsets[row + 1])
+        forced.append([prompt] * (last - first))
+        for position in range(int(batch.answer_start[row]) - 1, last - first):
+            where.append((row, position))
+            hardness.append(float(labels.token_difficulty[first + position]))
+    rank = np.random.default_rng(0).permutation(len(where))
+    order = np.lexsort((rank, np.array(hardness)))
+    dealt = given[(np.arange(len(order)) * len(given)) // len(order)]
+    for place, depth in zip(order.tolist(), dealt.tolist(), strict=True):
+        row, position = where[place]
+        forced[row][position] = int(depth)
+    return Depths("oracle", {}, forced)
+
+
+def with_stability(model: Any, threshold: float) -> Any:
+    """The same weights, exiting where a token has stopped moving."""
+    config = copy.deepcopy(model.config)
+    config.decider, config.stability_threshold = "stability", threshold
+    other = type(model)(config)
+    missing = other.load_state_dict(model.state_dict(), strict=False).missing_keys
+    assert not missing, missing
+    return other.to(device=model.device, dtype=model.dtype).eval()
+
+
+def matched_stability(model: Any, task: Task, batch: Batch, mean_depth: float, batch_size: int, seed: int) -> Any:
+    """The model with the stability threshold whose mean depth over all tokens is nearest to `mean_depth`."""
+    low, high = 1e-4, 10.0
+    for _ in range(_HALVINGS):
+        middle = (low * high) ** 0.5
+        tokens, _ = run_examples(
+            with_stability(model, middle), task, batch, Depths("stability", {}), 0, batch_size, seed
+        )
+        # The higher the threshold, the earlier a token counts as stable.
+        low, high = (low, middle) if tokens["exit_depth"].mean() < mean_depth else (middle, high)
+    return with_stability(model, (low * high) ** 0.5)
+
+
+def rows_for_threshold(batch: Batch) -> range:
+    """The examples on which the threshold is found: spread over the batch by its order, not too many."""
+    return range(min(len(batch), _ROWS_FOR_THRESHOLD))
+
+
+def histogram(tokens: pd.DataFrame) -> dict[str, list[int]]:
+    """How many tokens got each depth, at answers and in all: {"answer": [depth 1, depth 2, ...], "all": ...}."""
+    counts: dict[str, list[int]] = defaultdict(list)
+    for name, rows in (("answer", tokens[tokens["is_answer"]]), ("all", tokens)):
+        counts[name] = np.bincount(rows["exit_depth"])[1:].tolist()
+    return dict(counts)

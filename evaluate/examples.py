@@ -1,0 +1,84 @@
+"""The examples of an evaluation: rows of a dataset, with the task that can judge and label answers to them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, load_dataset
+from transformers import AutoTokenizer
+
+from datasets_scripts import PRESETS, TASKS, Batch, Task, get_task
+from datasets_scripts.vocabulary import encode
+
+
+class EvaluationError(ValueError):
+    """Something that the user can mend."""
+
+
+def open_task(dataset: str, config: str) -> Task:
+    """The task that a dataset's config was drawn from: by the record of a built folder, else by the preset's name."""
+    record = Path(dataset) / "generation.json"
+    if record.is_file():
+        configs = json.loads(record.read_text())["configs"]
+        if config in configs:
+            return TASKS[configs[config]["task"]].from_settings(configs[config]["settings"])
+        raise EvaluationError(f"`config` is {config!r}, but {dataset} has {', '.join(configs)}.")
+    if config in PRESETS:
+        return get_task(config)
+    raise EvaluationError(
+        f"`config` is {config!r}, which is no preset ({', '.join(PRESETS)}), and {dataset} has no generation.json."
+    )
+
+
+def load_examples(dataset: str, config: str, split: str, rows: int) -> Batch:
+    """The first `rows` examples of a split (0: all)."""
+    try:
+        table: Dataset = load_dataset(dataset, config, split=split if not rows else f"{split}[:{rows}]")
+    except Exception as error:
+        raise EvaluationError(f"{dataset}, {config}, {split} cannot be loaded: {error}") from error
+    missing = {"text", "answer_start", "size"} - set(table.column_names)
+    if missing:
+        raise EvaluationError(
+            f"{dataset}, {config} lacks the columns {', '.join(sorted(missing))}: it is no dataset of these tasks."
+        )
+    ids = [encode(text) for text in table["text"]]
+    return Batch(
+        np.concatenate([np.array(own, np.int32) for own in ids]),
+        np.concatenate([[0], np.cumsum([len(own) for own in ids])]),
+        np.array(table["answer_start"], np.int32),
+        np.array(table["size"], np.int32),
+        np.zeros(len(ids), np.uint64),
+    )
+
+
+def take(batch: Batch, rows: range) -> Batch:
+    """Some neighbouring examples of a batch."""
+    first, last = batch.offsets[rows.start], batch.offsets[rows.stop]
+    return dataclasses.replace(
+        batch,
+        tokens=batch.tokens[first:last],
+        offsets=batch.offsets[rows.start : rows.stop + 1] - first,
+        answer_start=batch.answer_start[rows.start : rows.stop],
+        size=batch.size[rows.start : rows.stop],
+        instance=batch.instance[rows.start : rows.stop],
+        derived={name: values[first:last] for name, values in batch.derived.items()},
+    )
+
+
+def check_tokenizer(model: str, batch: Batch, revision: str | None) -> None:
+    """Refuses a model whose tokenizer gives other ids than the dataset's."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=True)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"The tokenizer of {model} cannot be loaded: {error}") from error
+    from datasets_scripts.vocabulary import decode
+
+    ids = batch.tokens[: batch.offsets[1]].tolist()
+    text = decode(ids)
+    found = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if found != ids:
+        raise EvaluationError(
+            f"The tokenizer of {model} differs from the dataset's: {text!r} becomes {found[:12]}, not {ids[:12]}."
+        )

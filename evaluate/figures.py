@@ -1,0 +1,279 @@
+"""The pictures of a report. Each function draws one figure and gives the table behind it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from metrics.generalization.analysis import by_size
+
+_COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+_DEPTHS = plt.get_cmap("YlOrRd")
+_TOKENS_A_LINE = 26
+_LINES = 6
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished evaluation.
+
+    Args:
+        name: What figures call it.
+        metrics: metrics.json.
+        tables: (token table, example table) by split.
+        log: `step`, `depth`, `depth_all`, `accuracy` of the training's evaluations; empty if not known.
+    """
+
+    name: str
+    metrics: dict[str, Any]
+    tables: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
+    log: pd.DataFrame
+
+    @property
+    def main(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The tables of the split that is analysed."""
+        return self.tables[self.metrics["splits"][0]]
+
+    @property
+    def every_example(self) -> pd.DataFrame:
+        """The example tables of all splits."""
+        return pd.concat([examples for _, examples in self.tables.values()], ignore_index=True)
+
+
+Drawn = tuple[Figure, pd.DataFrame] | None
+
+
+def draw_tokens(runs: Sequence[Run]) -> Drawn:
+    """One example of middle difficulty and how deep each run went on each of its tokens."""
+    example = _choose_example(runs)
+    rows = []
+    for run in runs:
+        tokens = run.main[0]
+        own = tokens[tokens["example"] == example]
+        rows.append(
+            own.assign(run=run.name)[["run", "position", "token", "is_answer", "exit_depth", "token_difficulty"]]
+        )
+    table = pd.concat(rows, ignore_index=True)
+    heights = [int(np.ceil(len(own) / _TOKENS_A_LINE)) for own in rows]
+    figure, axes = plt.subplots(
+        len(runs), 1, figsize=(11, 0.75 * sum(heights) + 0.55 * len(runs)), height_ratios=heights, squeeze=False
+    )
+    deepest = max(run.metrics["max_depth"] for run in runs)
+    for run, own, axis in zip(runs, rows, axes[:, 0], strict=True):
+        _draw_boxes(axis, own, deepest, run.name)
+    figure.tight_layout()
+    return figure, table
+
+
+def draw_alignment(runs: Sequence[Run]) -> Drawn:
+    """Mean depth against size, difficulty of the example, and difficulty of the token."""
+    panels = (
+        ("size", "size of the example"),
+        ("difficulty", "difficulty of the example"),
+        ("token_difficulty", "difficulty of the token"),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
+    parts = []
+    for axis, (column, label) in zip(axes, panels, strict=True):
+        for color, run in zip(_COLORS, runs, strict=False):
+            answers = run.main[0][run.main[0]["is_answer"]]
+            values = answers[column]
+            if values.nunique() > 15:
+                values = pd.cut(values, 12).map(lambda interval: interval.mid).astype(float)
+            found = _mean_by(answers.assign(**{column: values}), column)
+            axis.errorbar(
+                found[column], found["mean"], yerr=found["margin"], marker="o", ms=4, color=color, label=run.name
+            )
+            parts.append(found.rename(columns={column: "value"}).assign(against=column, run=run.name))
+        axis.set_xlabel(label)
+    axes[0].set_ylabel("iterations per answer token")
+    _put_legend(figure, axes[0])
+    return figure, pd.concat(parts, ignore_index=True)
+
+
+def draw_generalization(runs: Sequence[Run]) -> Drawn:
+    """Accuracy and mean depth by size, with the limit of training marked."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
+    parts = []
+    for color, run in zip(_COLORS, runs, strict=False):
+        found = pd.DataFrame(by_size(run.every_example)).assign(run=run.name)
+        for axis, name in zip(axes, ("accuracy", "depth"), strict=True):
+            axis.plot(found["size"], found[name], marker="o", ms=4, color=color, label=run.name)
+            axis.fill_between(found["size"], found[f"{name}_low"], found[f"{name}_high"], color=color, alpha=0.2)
+        parts.append(found)
+    for axis in axes:
+        axis.axvline(runs[0].metrics["size_limit"] + 0.5, color="gray", ls="--", lw=1)
+        axis.set_xlabel("size of the example (dashed: limit of training)")
+    axes[0].set_ylabel("accuracy")
+    axes[0].set_ylim(-0.03, 1.03)
+    axes[1].set_ylabel("iterations per answer token")
+    _put_legend(figure, axes[0])
+    return figure, pd.concat(parts, ignore_index=True)
+
+
+def draw_phases(runs: Sequence[Run]) -> Drawn:
+    """Depth and accuracy over training, with the turn that was found."""
+    logged = [(color, run) for color, run in zip(_COLORS, runs, strict=False) if len(run.log)]
+    if not logged:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
+    for color, run in logged:
+        axes[0].plot(run.log["step"], run.log["depth"], marker=".", color=color, label=run.name)
+        axes[1].plot(run.log["step"], run.log["accuracy"], marker=".", color=color, label=run.name)
+        turn = run.metrics["analyses"].get("dynamics", {}).get("turn")
+        if turn:
+            axes[0].axvline(turn["value"], color=color, ls=":", lw=1)
+    axes[0].set_ylabel("iterations per answer token")
+    axes[1].set_ylabel("accuracy, validation")
+    axes[1].set_ylim(-0.03, 1.03)
+    for axis in axes:
+        axis.set_xlabel("training step (dotted: turn)")
+    _put_legend(figure, axes[0])
+    return figure, pd.concat([run.log.assign(run=run.name) for _, run in logged], ignore_index=True)
+
+
+def draw_timing(runs: Sequence[Run]) -> Drawn:
+    """Shares of the variance of expected depth: what each term explains alone, and what is lost without it."""
+    rows = []
+    for run in runs:
+        found = run.metrics["analyses"].get("timing", {}).get("expected_depth", {})
+        for term, shares in found.get("terms", {}).items():
+            for kind in ("alone", "lost"):
+                rows.append({"run": run.name, "term": term, "kind": kind, **shares[kind]})
+    table = pd.DataFrame(rows)
+    if not len(table):
+        return None
+    terms = list(dict.fromkeys(table["term"]))
+    names = list(dict.fromkeys(table["run"]))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 0.3 * len(terms) * max(1, len(names)) ** 0.5 + 1.6), sharey=True)
+    width = 0.8 / len(names)
+    for axis, kind, title in zip(axes, ("alone", "lost"), ("explained alone", "lost without it"), strict=True):
+        for number, name in enumerate(names):
+            own = table[(table["run"] == name) & (table["kind"] == kind)].set_index("term")
+            places = [terms.index(term) + (number - (len(names) - 1) / 2) * width for term in own.index]
+            margins = np.abs(own[["low", "high"]].to_numpy().T - own["value"].to_numpy())
+            axis.barh(
+                places,
+                own["value"],
+                width,
+                xerr=margins,
+                color=_COLORS[_place(runs, name)],
+                label=name,
+                error_kw={"lw": 0.8},
+            )
+        axis.set_xlabel(f"share of the variance of depth, {title}")
+    axes[0].set_yticks(range(len(terms)), [term.replace("_", " ") for term in terms])
+    axes[0].invert_yaxis()
+    _put_legend(figure, axes[0])
+    return figure, table
+
+
+def draw_cost(runs: Sequence[Run]) -> Drawn:
+    """Accuracy against FLOPs: the sweeps of each checkpoint, and the controls."""
+    rows = []
+    for run in runs:
+        sweep, controls = run.metrics["sweep"], run.metrics["controls"]
+        for point in sweep if isinstance(sweep, list) else []:
+            rows.append({"run": run.name, "kind": point["setting"], "label": point["value"], **_pick(point)})
+        for point in controls if isinstance(controls, list) else []:
+            if point["flops_share"] is not None:
+                rows.append({"run": run.name, "kind": "control", "label": point["depths"], **_pick(point)})
+    table = pd.DataFrame(rows)
+    if not len(table):
+        return None
+    names = list(dict.fromkeys(table["run"]))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.9), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        own = table[table["run"] == name]
+        for kind, style in (("exit_quantile", "-o"), ("max_depth", "--s")):
+            points = own[own["kind"] == kind].sort_values("flops_share")
+            if len(points):
+                axis.plot(points["flops_share"], points["accuracy"], style, ms=4, lw=1, label=kind.replace("_", " "))
+        for marker, (_, point) in zip("*XDPv", own[own["kind"] == "control"].iterrows(), strict=False):
+            axis.scatter(
+                point["flops_share"], point["accuracy"], marker=marker, s=70, zorder=3, label=str(point["label"])
+            )
+        axis.set_title(name)
+        axis.set_xlabel("FLOPs, share of full depth")
+        axis.set_ylim(-0.03, 1.03)
+    axes[0, 0].set_ylabel("accuracy")
+    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    return figure, table
+
+
+FIGURES: dict[str, tuple[str, Callable[[Sequence[Run]], Drawn]]] = {
+    "tokens": ("How deep each token went", draw_tokens),
+    "alignment": ("Depth against size and difficulty", draw_alignment),
+    "generalization": ("Across the limit of training", draw_generalization),
+    "phases": ("Depth and accuracy during training", draw_phases),
+    "timing": ("What depth is decided by", draw_timing),
+    "cost": ("Accuracy against compute", draw_cost),
+}
+
+
+def _choose_example(runs: Sequence[Run]) -> int:
+    """An example that all runs have, short enough to be drawn, hard, and answered correctly by as many as can be."""
+    shared = set.intersection(*(set(run.main[1]["example"]) for run in runs))
+    first = runs[0].main[1].set_index("example").loc[sorted(shared)]
+    right = sum(run.main[1].set_index("example").loc[sorted(shared), "correct"].astype(int) for run in runs)
+    fits = first[first["num_tokens"] <= _TOKENS_A_LINE * _LINES]
+    candidates = fits if len(fits) else first
+    best = candidates.assign(right=right).sort_values(
+        ["right", "difficulty", "num_tokens"], ascending=[False, False, True]
+    )
+    return int(best.index[0])
+
+
+def _draw_boxes(axis: Axes, own: pd.DataFrame, deepest: int, name: str) -> None:
+    """Tokens as boxes, line by line, coloured by depth; those that predict the answer have a dark frame."""
+    for number, (_, token) in enumerate(own.iterrows()):
+        line, column = divmod(number, _TOKENS_A_LINE)
+        share = (token["exit_depth"] - 1) / max(1, deepest - 1)
+        edge, width = ("black", 1.6) if token["is_answer"] else ("white", 0.8)
+        axis.add_patch(
+            plt.Rectangle((column, -line - 1), 0.96, 0.92, fc=_DEPTHS(0.05 + 0.85 * share), ec=edge, lw=width)
+        )
+        color = "white" if share > 0.65 else "black"
+        axis.text(column + 0.48, -line - 0.38, token["token"], ha="center", va="center", fontsize=7, color=color)
+        axis.text(
+            column + 0.48, -line - 0.78, str(token["exit_depth"]), ha="center", va="center", fontsize=7, color=color
+        )
+    axis.set_xlim(0, _TOKENS_A_LINE)
+    axis.set_ylim(-np.ceil(len(own) / _TOKENS_A_LINE) - 0.1, 0)
+    axis.set_title(
+        f"{name}: the word, and below it the iterations it got of {deepest}; framed: predicts the answer",
+        fontsize=9,
+        loc="left",
+    )
+    axis.axis("off")
+
+
+def _mean_by(answers: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean depth at every value, with 1.96 standard errors over examples."""
+    by_example = answers.groupby([column, "example"])["exit_depth"].mean()
+    found = by_example.groupby(level=0).agg(["mean", "std", "count"]).reset_index()
+    found["margin"] = (1.96 * found["std"] / np.sqrt(found["count"])).fillna(0.0)
+    return found[[column, "mean", "margin", "count"]]
+
+
+def _pick(point: dict[str, Any]) -> dict[str, Any]:
+    return {"accuracy": point["accuracy"]["value"], "flops_share": point["flops_share"], "depth": point["depth"]}
+
+
+def _place(runs: Sequence[Run], name: str) -> int:
+    return [run.name for run in runs].index(name) % len(_COLORS)
+
+
+def _put_legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
+    figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 6), frameon=False, fontsize=9)

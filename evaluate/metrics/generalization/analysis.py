@@ -1,0 +1,87 @@
+"""What happens beyond the sizes of training: accuracy and depth by size (ANIRA section 6.2)."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+
+def by_size(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Accuracy (with Wilson's 95 % interval) and mean depth (with that of its standard error) at every size.
+
+    Args:
+        table: One row an example: `size`, `correct`, `depth` (its mean depth, in iterations).
+    """
+    rows = []
+    for size, group in table.groupby("size"):
+        right, count = int(group["correct"].sum()), len(group)
+        low, high = proportion_confint(right, count, method="wilson")
+        margin = 1.96 * float(group["depth"].std(ddof=1)) / count**0.5 if count > 1 else 0.0
+        depth = float(group["depth"].mean())
+        rows.append(
+            {
+                "size": int(size),
+                "n": count,
+                "accuracy": right / count,
+                "accuracy_low": float(low),
+                "accuracy_high": float(high),
+                "depth": depth,
+                "depth_low": depth - margin,
+                "depth_high": depth + margin,
+            }
+        )
+    return rows
+
+
+def beyond_training(table: pd.DataFrame, limit: int) -> dict[str, Any]:
+    """How accuracy and depth change beyond the largest size of training.
+
+    Args:
+        table: As for `by_size`.
+        limit: Largest size that training had.
+
+    Returns:
+        `accuracy_within`, `accuracy_beyond`, `depth_within`, `depth_beyond`; `accuracy_change` and `depth_change`, each
+        with `value`, `low`, `high` (95 %); and `verdict`: "accuracy falls while depth rises", or what else is seen.
+        None with a `reason` where there is nothing on one side.
+    """
+    within, beyond = table[table["size"] <= limit], table[table["size"] > limit]
+    if not len(within) or not len(beyond):
+        side = "within" if not len(within) else "beyond"
+        return {
+            "accuracy_change": None,
+            "depth_change": None,
+            "verdict": None,
+            "reason": f"no examples {side} the limit",
+        }
+    counts = [int(beyond["correct"].sum()), len(beyond), int(within["correct"].sum()), len(within)]
+    low, high = confint_proportions_2indep(*counts, compare="diff", method="newcomb")
+    accuracy = {"value": counts[0] / counts[1] - counts[2] / counts[3], "low": float(low), "high": float(high)}
+    depth = _mean_change(within["depth"].to_numpy(float), beyond["depth"].to_numpy(float))
+    return {
+        "accuracy_within": counts[2] / counts[3],
+        "accuracy_beyond": counts[0] / counts[1],
+        "depth_within": float(within["depth"].mean()),
+        "depth_beyond": float(beyond["depth"].mean()),
+        "accuracy_change": accuracy,
+        "depth_change": depth,
+        "verdict": f"accuracy {_direction(accuracy)} while depth {_direction(depth)}",
+        "reason": "",
+    }
+
+
+def _mean_change(within: np.ndarray, beyond: np.ndarray) -> dict[str, float]:
+    """Welch's interval for the difference of means; a difference of constants is exact."""
+    value = float(beyond.mean() - within.mean())
+    if (np.ptp(within) == 0 and np.ptp(beyond) == 0) or min(len(within), len(beyond)) < 2:
+        return {"value": value, "low": value, "high": value}
+    interval = stats.ttest_ind(beyond, within, equal_var=False).confidence_interval()
+    return {"value": value, "low": float(interval.low), "high": float(interval.high)}
+
+
+def _direction(change: dict[str, float]) -> str:
+    if change["low"] > 0:
+        return "rises"
+    return "falls" if change["high"] < 0 else "stays"

@@ -1,0 +1,122 @@
+"""What depth is decided by: a regression on features of the instance and of the state (ANIRA section 6.4)."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+
+STATIC, STATE = "_static", "_state"
+
+
+def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Least squares of depth on standardised features, with size as categories.
+
+    Args:
+        table: One row a token: `example`, `size`, depth, and features whose names end in `_static` or `_state`.
+        depth: Column of the depths, expected or allocated, in iterations.
+        resamples: Of the bootstrap over examples.
+
+    Returns:
+        `r2` of the whole; for `size`, every feature, and the groups `static` and `state`: `coefficient` (iterations per
+        standard deviation, standard errors clustered by example; features alone), `alone` (share of the variance that
+        it explains by itself) and `lost` (what the whole loses without it), each with `value`, `low`, `high`.
+        `left_out`: features that are constant, or say the same as others. `reason` where nothing can be said.
+    """
+    features = [name for name in table.columns if name.endswith((STATIC, STATE))]
+    table = table.dropna(subset=[depth, *features])
+    if table["example"].nunique() < 10:
+        return _nothing(f"{table['example'].nunique()} examples; at least 10 are needed")
+    if table[depth].nunique() < 2:
+        return _nothing("depth is constant")
+    sizes = pd.get_dummies(table["size"], prefix="size", drop_first=True, dtype=float)
+    design, left_out = _drop_dependent(table[features].astype(float), sizes)
+    features = [name for name in features if name in design.columns]
+    groups = {
+        "size": list(sizes.columns),
+        **{name: [name] for name in features},
+        "static": [name for name in features if name.endswith(STATIC)],
+        "state": [name for name in features if name.endswith(STATE)],
+    }
+    groups = {name: columns for name, columns in groups.items() if columns}
+    y = table[depth].astype(float)
+    fit = sm.OLS(y, sm.add_constant(design)).fit(
+        cov_type="cluster", cov_kwds={"groups": pd.factorize(table["example"])[0]}
+    )
+    shares = _bootstrap_shares(design, y, table["example"], groups, resamples, seed)
+    found: dict[str, Any] = {}
+    for name in groups:
+        found[name] = {"alone": shares[name, "alone"], "lost": shares[name, "lost"]}
+        if name in features:
+            low, high = fit.conf_int().loc[name]
+            found[name]["coefficient"] = {"value": float(fit.params[name]), "low": float(low), "high": float(high)}
+    return {"r2": shares["all", "r2"], "terms": found, "left_out": left_out, "n": len(table), "reason": ""}
+
+
+def _drop_dependent(features: pd.DataFrame, sizes: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """(standardised features after the sizes, those left out since the columns before them say the same)."""
+    design, left_out = sizes, []
+    for name, values in features.items():
+        if np.ptp(values) < 1e-9:
+            left_out.append(str(name))
+            continue
+        column = (values - values.mean()) / values.std(ddof=0)
+        known = np.column_stack([np.ones(len(design)), design])
+        rest = column - known @ np.linalg.lstsq(known, column, rcond=None)[0]
+        if float((rest**2).mean()) < 1e-8:
+            left_out.append(str(name))
+        else:
+            design = design.assign(**{str(name): column})
+    return design, left_out
+
+
+def _bootstrap_shares(
+    design: pd.DataFrame, y: pd.Series, examples: pd.Series, groups: dict[str, list[str]], resamples: int, seed: int
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Shares of variance with 95 % intervals over resampled examples.
+
+    A resample's regressions need only its sums of products, and those are sums over its examples.
+    """
+    columns = np.column_stack([np.ones(len(design)), design, y])
+    order = np.argsort(pd.factorize(examples)[0], kind="stable")
+    codes = pd.factorize(examples)[0][order]
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    products = np.add.reduceat(columns[order, :, None] * columns[order, None, :], starts)
+    rng = np.random.default_rng(seed)
+    names = [*design.columns]
+    places = {name: [1 + names.index(column) for column in own] for name, own in groups.items()}
+    whole = _shares(products.sum(0), places)
+    drawn: dict[tuple[str, str], list[float]] = {key: [] for key in whole}
+    for _ in range(resamples):
+        weights = np.bincount(rng.integers(len(products), size=len(products)), minlength=len(products))
+        for key, value in _shares(np.tensordot(weights, products, 1), places).items():
+            drawn[key].append(value)
+    quantiles = {key: np.quantile(values, [0.025, 0.975]) for key, values in drawn.items()}
+    return {
+        key: {"value": value, "low": float(quantiles[key][0]), "high": float(quantiles[key][1])}
+        for key, value in whole.items()
+    }
+
+
+def _shares(products: np.ndarray, places: dict[str, list[int]]) -> dict[tuple[str, str], float]:
+    """R^2 of the whole, of each group alone, and the loss without it, from sums of products of (1, columns, y)."""
+    every = list(range(1, len(products) - 1))
+    full = _r2(products, every)
+    found = {("all", "r2"): full}
+    for name, own in places.items():
+        found[name, "alone"] = _r2(products, own)
+        found[name, "lost"] = full - _r2(products, [place for place in every if place not in own])
+    return found
+
+
+def _r2(products: np.ndarray, places: list[int]) -> float:
+    chosen = [0, *places]
+    normal, right = products[np.ix_(chosen, chosen)], products[chosen, -1]
+    explained = right @ np.linalg.lstsq(normal, right, rcond=1e-10)[0]
+    mean = products[0, -1] ** 2 / products[0, 0]
+    total = products[-1, -1] - mean
+    return float((explained - mean) / total) if total > 1e-12 else 0.0
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    return {"r2": None, "terms": {}, "left_out": [], "n": 0, "reason": reason}

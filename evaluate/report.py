@@ -1,0 +1,169 @@
+"""Puts evaluations side by side: one HTML page that opens offline, and its figures as PNG, each with its table as CSV.
+
+    python evaluate/report.py build/evaluations/brevo-early build/evaluations/brevo-online --out build/report
+
+Runs of one dataset's config are shown together; several configs become several chapters.
+"""
+
+import base64
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from claims import Claim, judge, show
+from figures import FIGURES, Run
+from jinja2 import Environment, FileSystemLoader
+from measures import read_evaluations
+from transformers import HfArgumentParser
+
+
+@dataclass
+class ReportArguments:
+    """Make a report of evaluations."""
+
+    runs: list[str] = field(metadata={"help": "Folders that evaluate/run.py wrote."})
+    out: str = field(default="build/report", metadata={"help": "Folder of the report."})
+
+
+class ReportError(ValueError):
+    """Something that the user can mend."""
+
+
+def read_run(folder: Path) -> Run:
+    """A finished evaluation. Raises a ReportError if it is none."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise ReportError(f"{folder} has no metrics.json: it is no finished evaluation. Let evaluate/run.py finish it.")
+    metrics = json.loads(path.read_text())
+    tables = {
+        split: tuple(pd.read_parquet(folder / split / f"{kind}.parquet") for kind in ("tokens", "examples"))
+        for split in metrics["splits"]
+    }
+    log = folder / "log.jsonl"
+    return Run(folder.name, metrics, tables, read_evaluations(log) if log.is_file() else pd.DataFrame())
+
+
+def write_report(runs: list[Run], out: Path) -> Path:
+    """Writes report.html and the figures of every chapter; the path of the page."""
+    chapters: dict[str, list[Run]] = {}
+    for run in runs:
+        chapters.setdefault(run.metrics["config"], []).append(run)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    content = [
+        {
+            "config": config,
+            "claims": [claim for run in own for claim in judge(run.name, run.metrics)],
+            "runs": [_summarize(run) for run in own],
+            "alignment": [row for run in own for row in _list_alignment(run)],
+            "controls": [row for run in own for row in _list_controls(run)],
+            "figures": list(_draw_all(config, own, out / "figures")),
+        }
+        for config, own in chapters.items()
+    ]
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = environment.get_template("report.html.jinja").render(chapters=content)
+    unfinished = out / "report.unfinished"
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(out / "report.html")
+    return out / "report.html"
+
+
+def _draw_all(config: str, runs: list[Run], folder: Path) -> list[dict[str, Any]]:
+    """Draws what can be drawn, and says of the rest why not."""
+    drawn = []
+    for name, (title, draw) in FIGURES.items():
+        found = draw(runs)
+        if found is None:
+            drawn.append({"title": title, "image": None, "table": None})
+            continue
+        figure, table = found
+        stem = f"{config}-{name}"
+        figure.savefig(folder / f"{stem}.png", dpi=130)
+        plt.close(figure)
+        table.to_csv(folder / f"{stem}.csv", index=False)
+        image = base64.b64encode((folder / f"{stem}.png").read_bytes()).decode()
+        drawn.append(
+            {"title": title, "image": image, "table": f"figures/{stem}.csv", "note": (draw.__doc__ or "").strip()}
+        )
+    return drawn
+
+
+def _summarize(run: Run) -> dict[str, Any]:
+    metrics = run.metrics
+    return {
+        "name": run.name,
+        "decider": metrics["decider"],
+        "parameters": f"{metrics['parameters']:,}",
+        "rows": sum(metrics["rows"].values()),
+        "accuracy": show(metrics["accuracy"], 3),
+        "depth": f"{metrics['depth']:.2f}",
+        "depth_all": f"{metrics['depth_all']:.2f}",
+        "max_depth": metrics["max_depth"],
+        "flops": f"{metrics['flops'] / metrics['flops_full']:.0%}",
+        "model": metrics["model"],
+        "commit": (metrics["commit"] or "unknown")[:12],
+        "versions": ", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
+        "seconds": f"{metrics['wall_seconds']:.0f}",
+    }
+
+
+def _list_alignment(run: Run) -> list[dict[str, str]]:
+    found = run.metrics["analyses"].get("alignment")
+    if not found:
+        return []
+    rows = []
+    for unit in ("per_example", "per_token"):
+        for subset in ("correct", "all"):
+            own = found[unit]["exit_depth"][subset]
+            rows.append(
+                {
+                    "run": run.name,
+                    "items": f"{subset} items, {unit.replace('_', ' ')}",
+                    **{name.replace(" ", "_"): show(estimate) for name, estimate in own.items()},
+                }
+            )
+    return rows
+
+
+def _list_controls(run: Run) -> list[dict[str, str]]:
+    found = run.metrics["controls"]
+    if not isinstance(found, list):
+        return []
+    return [
+        {
+            "run": run.name,
+            "depths": point["depths"],
+            "accuracy": show(point["accuracy"], 3),
+            "depth": f"{point['depth']:.2f}",
+            "depth_all": f"{point['depth_all']:.2f}",
+            "flops": "" if point["flops_share"] is None else f"{point['flops_share']:.0%}",
+            "given_nll": f"{point['given_nll']:.3f}",
+            "given_hit": f"{point['given_hit']:.3f}",
+        }
+        for point in found
+    ]
+
+
+def main() -> None:
+    """Writes the report, and says where it is."""
+    parser = HfArgumentParser(ReportArguments)  # type: ignore[arg-type]
+    arguments = sys.argv[1:]
+    # Folders first, as one writes them, rather than after --runs.
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--runs", *arguments]
+    (parsed,) = parser.parse_args_into_dataclasses(arguments)
+    try:
+        page = write_report([read_run(Path(folder)) for folder in parsed.runs], Path(parsed.out))
+    except ReportError as error:
+        sys.exit(f"report.py: {error}")
+    print(f"Wrote {page}")
+
+
+__all__ = ["Claim", "read_run", "write_report"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""Runs a checkpoint on a task, and measures whether its depths follow difficulty.
+
+    python evaluate/run.py --model build/runs/brevo-online/model --dataset build/tasks --config brevo-mini \
+        --out build/evaluations/brevo-online
+
+writes to OUT/SPLIT one row per token (tokens.parquet) and per example (examples.parquet), and OUT/metrics.json.
+Examples are answered in parts; if the run is stopped, the same command goes on with the next part. Several processes
+share the parts: `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 evaluate/run.py ...`.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from controls import (
+    histogram,
+    learned,
+    matched_random,
+    matched_stability,
+    one_depth,
+    oracle,
+    rows_for_threshold,
+)
+from examples import EvaluationError, check_tokenizer, load_examples, open_task, take
+from measures import measure
+from passes import Depths, run_examples, score_given_answers
+from statsmodels.stats.proportion import proportion_confint
+from transformers import AutoModelForCausalLM, HfArgumentParser
+
+import modeling_anira  # noqa: F401 (registers the Auto classes, so that a folder without code loads as well)
+
+CONTROLS = ("fixed", "random", "stability")
+SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+@dataclass
+class EvaluationArguments:
+    """Evaluate a checkpoint on a task."""
+
+    model: str = field(
+        metadata={"help": "Folder or Hub name of the checkpoint. Its code is run: trust where it comes from."}
+    )
+    dataset: str = field(metadata={"help": "Folder or Hub name of a dataset that build.py wrote."})
+    config: str = field(metadata={"help": "Config of the dataset, such as brevo-mini."})
+    out: str = field(metadata={"help": "Folder for the results."})
+    splits: list[str] = field(
+        default_factory=lambda: ["test", "extrapolation"], metadata={"help": "Splits to answer; the first is analysed."}
+    )
+    rows: int = field(default=0, metadata={"help": "Rows of each split; 0 for all."})
+    controls: bool = field(default=True, metadata={"help": "Whether to run the controls at equal mean depth."})
+    sweep_rows: int = field(
+        default=500, metadata={"help": "Rows on which exit_quantile and max_depth are swept; 0 leaves that out."}
+    )
+    batch_size: int = field(default=256, metadata={"help": "Examples at a time."})
+    part_rows: int = field(default=512, metadata={"help": "Rows of a part, which is kept when a run is stopped."})
+    seed: int = field(default=0, metadata={"help": "Of sampled answers, random depths and bootstraps."})
+    resamples: int = field(default=500, metadata={"help": "Of each bootstrap."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
+    log: str | None = field(
+        default=None, metadata={"help": "log.jsonl of the training; by default that beside the model, if there is one."}
+    )
+
+
+class Evaluation:
+    """One run of the command."""
+
+    def __init__(self, arguments: EvaluationArguments) -> None:
+        self.arguments, self.out = arguments, Path(arguments.out)
+        self.accelerator = Accelerator()
+        self.task = open_task(arguments.dataset, arguments.config)
+        self.batches = {
+            split: load_examples(arguments.dataset, arguments.config, split, arguments.rows)
+            for split in arguments.splits
+        }
+        check_tokenizer(arguments.model, self.batches[arguments.splits[0]], arguments.revision)
+        self.model = self._load_model()
+        self._open_folder()
+        self.begun = time.perf_counter()
+
+    def run(self) -> dict[str, Any]:
+        """Answers, controls, analyses; what metrics.json holds."""
+        arguments, main_split = self.arguments, self.arguments.splits[0]
+        tables = {split: self._answer(split, learned({}), self.model) for split in arguments.splits}
+        tokens, examples = tables[main_split]
+        metrics = {
+            **self._describe(),
+            "accuracy": rate(examples["correct"]),
+            "depth": mean_depth(tokens, answers=True),
+            "depth_all": mean_depth(tokens, answers=False),
+            "depth_histogram": histogram(tokens),
+            "flops": int(examples["flops"].sum()),
+            "flops_full": int(examples["flops_full"].sum()),
+            "analyses": self._guarded(
+                lambda: measure(tables, main_split, self.task.config.max_size, self._find_log(), arguments)
+            ),
+            "controls": self._guarded(lambda: self._run_controls(main_split, tokens, examples)),
+            "sweep": self._guarded(lambda: self._sweep(main_split)),
+            "wall_seconds": time.perf_counter() - self.begun,
+        }
+        if self.accelerator.is_main_process:
+            for split, (own_tokens, own_examples) in tables.items():
+                write_whole(own_tokens, self.out / split / "tokens.parquet")
+                write_whole(own_examples, self.out / split / "examples.parquet")
+            if log := self._find_log():
+                shutil.copyfile(log, self.out / "log.jsonl")
+            text = json.dumps(without_nan(metrics), indent=1)
+            (self.out / "metrics.unfinished").write_text(text)
+            (self.out / "metrics.unfinished").replace(self.out / "metrics.json")
+        self.accelerator.wait_for_everyone()
+        return metrics
+
+    def _load_model(self) -> Any:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.arguments.model, revision=self.arguments.revision, trust_remote_code=True
+            )
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"The model {self.arguments.model} cannot be loaded: {error}") from error
+        if model.config.model_type != "anira":
+            raise EvaluationError(f"`model` is of type {model.config.model_type}, but must be an ANIRA checkpoint.")
+        return model.to(self.accelerator.device).eval()
+
+    def _open_folder(self) -> None:
+        """Makes the folder, or takes up what it holds. Refuses that of another evaluation."""
+        ignored = {"out", "batch_size"}
+        settings = {name: value for name, value in asdict(self.arguments).items() if name not in ignored}
+        kept = self.out / "arguments.json"
+        if kept.exists():
+            known = json.loads(kept.read_text())
+            differing = sorted(name for name in settings if settings[name] != known.get(name))
+            if differing:
+                raise EvaluationError(f"{self.out} holds an evaluation whose {', '.join(differing)} differ.")
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise EvaluationError(f"`out` is {self.out}, which holds something else; choose a new folder.")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process and not kept.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            kept.with_suffix(".unfinished").write_text(json.dumps(settings, indent=1))
+            kept.with_suffix(".unfinished").replace(kept)
+        self.accelerator.wait_for_everyone()
+
+    def _answer(
+        self, split: str, depths: Depths, model: Any, rows: int | None = None
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(token table, example table) of a split with these depths; parts that are there are not run again."""
+        batch = self.batches[split]
+        count = len(batch) if rows is None else min(rows, len(batch))
+        parts = range(0, count, self.arguments.part_rows)
+        folder = self.out / "parts" / split / depths.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, start in enumerate(parts):
+            if number % self.accelerator.num_processes != self.accelerator.process_index:
+                continue
+            paths = [folder / f"{start:08d}.{kind}.parquet" for kind in ("tokens", "examples")]
+            if all(path.exists() for path in paths):
+                continue
+            here = range(start, min(start + self.arguments.part_rows, count))
+            forced = None if depths.forced is None else depths.forced[here.start : here.stop]
+            own = Depths(depths.name, depths.options, forced)
+            # A seed of its own for each part: the same answers, however parts are shared out.
+            seed = self.arguments.seed * 1_000_003 + number
+            tables = run_examples(model, self.task, take(batch, here), own, start, self.arguments.batch_size, seed)
+            for table, path in zip(tables, paths, strict=True):
+                write_whole(table, path)
+        self.accelerator.wait_for_everyone()
+        kinds = ("tokens", "examples")
+        both = [
+            pd.concat([pd.read_parquet(folder / f"{start:08d}.{kind}.parquet") for start in parts], ignore_index=True)
+            for kind in kinds
+        ]
+        return both[0], both[1]
+
+    def _run_controls(self, split: str, tokens: pd.DataFrame, examples: pd.DataFrame) -> list[dict[str, Any]]:
+        """One row for the learned model, full depth, and each control: accuracy, depths, FLOPs, and likelihoods."""
+        if not self.arguments.controls:
+            return []
+        model, task, batch, arguments = self.model, self.task, self.batches[split], self.arguments
+        mean = float(tokens["exit_depth"].mean())
+        nearest = min(max(round(mean), 1), model.config.max_depth)
+        stable = matched_stability(
+            model, task, take(batch, rows_for_threshold(batch)), mean, arguments.batch_size, arguments.seed
+        )
+        random = matched_random(tokens, task, batch, arguments.seed)
+        chosen = [
+            (learned({}), model),
+            (one_depth(model.config.max_depth, "full"), model),
+            (one_depth(nearest), model),
+            (random, model),
+            (Depths("stability", {}), stable),
+        ]
+        rows = []
+        for depths, runner in chosen:
+            own, answered = (tokens, examples) if depths.name == "learned" else self._answer(split, depths, runner)
+            given = score_given_answers(runner, batch, depths, arguments.batch_size)
+            rows.append(
+                {
+                    "depths": depths.name,
+                    "accuracy": rate(answered["correct"]),
+                    "depth": float(own.loc[own["is_answer"], "exit_depth"].mean()),
+                    "depth_all": float(own["exit_depth"].mean()),
+                    "flops_share": float(answered["flops"].sum() / answered["flops_full"].sum()),
+                    "given_nll": float(given["nll"].mean()),
+                    "given_hit": float(given["hit"].mean()),
+                }
+            )
+        given = score_given_answers(model, batch, oracle(tokens, task, batch), arguments.batch_size)
+        rows.append(
+            {
+                "depths": "oracle",
+                "accuracy": {"value": None, "low": None, "high": None, "reason": "only on given answers"},
+                "depth": float(given["depth"].mean()),
+                "depth_all": float(given["depth_all"].mean()),
+                "flops_share": None,
+                "given_nll": float(given["nll"].mean()),
+                "given_hit": float(given["hit"].mean()),
+            }
+        )
+        return rows
+
+    def _sweep(self, split: str) -> list[dict[str, Any]]:
+        """Accuracy against cost as `exit_quantile` and `max_depth` of this one checkpoint move."""
+        rows = self.arguments.sweep_rows
+        if not rows:
+            return []
+        settings: list[dict[str, Any]] = [{"max_depth": depth} for depth in range(1, self.model.config.max_depth + 1)]
+        if self.model.decider.learned:
+            settings += [{"exit_quantile": quantile} for quantile in SWEPT_QUANTILES]
+        found = []
+        for options in settings:
+            ((name, value),) = options.items()
+            depths = Depths(f"{name}-{value}", options)
+            tokens, examples = self._answer(split, depths, self.model, rows)
+            found.append(
+                {
+                    "setting": name,
+                    "value": value,
+                    "accuracy": rate(examples["correct"]),
+                    "depth": float(tokens.loc[tokens["is_answer"], "exit_depth"].mean()),
+                    "depth_all": float(tokens["exit_depth"].mean()),
+                    "flops_share": float(examples["flops"].sum() / examples["flops_full"].sum()),
+                }
+            )
+        return found
+
+    def _guarded(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` finds; an error in it is noted, and loses nothing that was found before."""
+        try:
+            return compute()
+        except Exception as error:
+            if self.accelerator.num_processes > 1:
+                raise  # the others wait
+            print(f"run.py: left out, since {type(error).__name__}: {error}", file=sys.stderr)
+            return {"reason": f"{type(error).__name__}: {error}"}
+
+    def _find_log(self) -> Path | None:
+        beside = Path(self.arguments.model).parent / "log.jsonl"
+        inside = Path(self.arguments.model) / "log.jsonl"
+        if self.arguments.log:
+            return Path(self.arguments.log)
+        return next((path for path in (inside, beside) if path.is_file()), None)
+
+    def _describe(self) -> dict[str, Any]:
+        """What the figures depend on."""
+        names = ("torch", "transformers", "datasets", "numpy", "scipy", "statsmodels")
+        config = self.model.config
+        return {
+            "model": self.arguments.model,
+            "dataset": self.arguments.dataset,
+            "config": self.arguments.config,
+            "splits": self.arguments.splits,
+            "rows": {split: len(batch) for split, batch in self.batches.items()},
+            "seed": self.arguments.seed,
+            "decider": config.decider,
+            "max_depth": config.max_depth,
+            "size_limit": self.task.config.max_size,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "model_config": {name: value for name, value in config.to_diff_dict().items() if _is_plain(value)},
+            "versions": {name: importlib.metadata.version(name) for name in names},
+            "commit": _read_commit(),
+        }
+
+
+def rate(correct: pd.Series) -> dict[str, Any]:
+    """A share with Wilson's 95 % interval."""
+    right, count = int(correct.sum()), len(correct)
+    low, high = proportion_confint(right, count, method="wilson")
+    return {"value": right / count, "low": float(low), "high": float(high), "n": count}
+
+
+def mean_depth(tokens: pd.DataFrame, answers: bool) -> float:
+    """Mean depth over the positions from which answers are predicted, or over all tokens that were run."""
+    rows = tokens[tokens["is_answer"]] if answers else tokens
+    return float(rows["exit_depth"].mean())
+
+
+def write_whole(table: pd.DataFrame, path: Path) -> None:
+    """Writes a Parquet file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+    table.to_parquet(unfinished, index=False)
+    unfinished.replace(path)
+
+
+def without_nan(value: Any) -> Any:
+    """Plain values, with None for every number that is none."""
+    if isinstance(value, dict):
+        return {str(name): without_nan(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(own) for own in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _read_commit() -> str | None:
+    """The commit of this clone, "+" if it has been changed since; None outside of one."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def main() -> None:
+    """Evaluates as the command line says. What the user can mend ends in one sentence."""
+    parser = HfArgumentParser(EvaluationArguments)  # type: ignore[arg-type]
+    (arguments,) = parser.parse_args_into_dataclasses()
+    torch.manual_seed(arguments.seed)
+    try:
+        evaluation = Evaluation(arguments)
+        metrics = evaluation.run()
+    except EvaluationError as error:
+        sys.exit(f"run.py: {error}")
+    except OSError as error:
+        sys.exit(f"run.py: {error}. What was finished is kept in {arguments.out}; the same command goes on from there.")
+    if evaluation.accelerator.is_main_process:
+        accuracy = metrics["accuracy"]
+        print(
+            f"{arguments.out}: accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}), "
+            f"depth {metrics['depth']:.2f} at answers, {metrics['depth_all']:.2f} over all tokens, of "
+            f"{metrics['max_depth']}."
+        )
+
+
+if __name__ == "__main__":
+    main()
