@@ -52,7 +52,7 @@ Drawn = tuple[Figure, pd.DataFrame] | None
 
 
 def draw_tokens(runs: Sequence[Run]) -> Drawn:
-    """One example of middle difficulty and how deep each run went on each of its tokens."""
+    """A hard example, and how many iterations each run gave each of its tokens."""
     example = _choose_example(runs)
     rows = []
     for run in runs:
@@ -190,7 +190,8 @@ def draw_cost(runs: Sequence[Run]) -> Drawn:
     if not len(table):
         return None
     names = list(dict.fromkeys(table["run"]))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.9), sharey=True, squeeze=False)
+    width = max(9.0, 4.4 * len(names) + 1.6)
+    figure, axes = plt.subplots(1, len(names), figsize=(width, 3.9), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         own = table[table["run"] == name]
         for kind, style in (("exit_quantile", "-o"), ("max_depth", "--s")):

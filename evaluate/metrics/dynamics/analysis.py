@@ -8,8 +8,9 @@ from scipy import stats
 
 # A slope counts, and two lines are better than one, at this level.
 _LEVEL = 0.01
-# Points that each phase must have.
+# Points that each phase must have: so many, and this share of all.
 _LEAST = 4
+_LEAST_SHARE = 0.1
 
 
 def find_phases(steps: list[float], depth: list[float], accuracy: list[float] | None = None) -> dict[str, Any]:
@@ -32,31 +33,32 @@ def find_phases(steps: list[float], depth: list[float], accuracy: list[float] | 
     if np.ptp(y) < 1e-9:
         return _nothing("depth is constant")
     line = _fit(t, y, None)
-    knots = t[_LEAST:-_LEAST]
+    least = max(_LEAST, round(_LEAST_SHARE * len(t)))
+    knots = t[least:-least]
     fits = [_fit(t, y, knot) for knot in knots]
     errors = np.array([fit.ssr for fit in fits])
     best = int(errors.argmin())
     # Two lines have two numbers more than one: a slope, and where they meet.
     freedom = len(t) - 4
     gain = (line.ssr - errors[best]) / 2 / max(errors[best] / freedom, 1e-12)
-    if stats.f.sf(gain, 2, freedom) > _LEVEL:
+    fit, turn, place = fits[best], float(knots[best]), least + best
+    second = fit.t_test([0, 1, 1])
+    slopes = [float(fit.params[1]), float(np.squeeze(second.effect))]
+    directions = [_direction(slopes[0], fit.pvalues[1]), _direction(slopes[1], float(np.squeeze(second.pvalue)))]
+    # The turn was chosen among many, each of which had its chance to look good (Bonferroni).
+    if stats.f.sf(gain, 2, freedom) * len(knots) > _LEVEL or directions[0] == directions[1]:
         direction = _direction(line.params[1], line.pvalues[1])
         return {
             "phases": "none" if direction == "flat" else direction,
             "turn": None,
             "slopes": [float(line.params[1]) * 1000],
             "accuracy_change": _changes(accuracy, [(0, len(t) - 1)]),
-            "reason": "two lines are not better than one",
+            "reason": "two lines are not better than one, or go the same way",
         }
-    fit, turn = fits[best], float(knots[best])
-    second = fit.t_test([0, 1, 1])
-    slopes = [float(fit.params[1]), float(np.squeeze(second.effect))]
-    directions = [_direction(slopes[0], fit.pvalues[1]), _direction(slopes[1], float(np.squeeze(second.pvalue)))]
     limit = errors[best] * (1 + stats.f.ppf(0.95, 1, freedom) / freedom)
     near = knots[errors <= limit]
-    place = _LEAST + best
     return {
-        "phases": directions[0] if directions[0] == directions[1] else ", then ".join(directions),
+        "phases": ", then ".join(directions),
         "turn": {"value": turn, "low": float(near.min()), "high": float(near.max())},
         "slopes": [slope * 1000 for slope in slopes],
         "accuracy_change": _changes(accuracy, [(0, place), (place, len(t) - 1)]),

@@ -1,0 +1,330 @@
+"""`evaluate/run.py` and `evaluate/report.py`, on small models of every kind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import report
+import run
+import torch
+from controls import matched_random, matched_stability, oracle, with_stability
+from examples import EvaluationError, load_examples, open_task
+from passes import Depths, run_examples
+
+from datasets_scripts import build, make_tokenizer
+from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
+from modeling_anira import AniraConfig, AniraForCausalLM
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = 30
+
+
+def make_model(decider, **changes):
+    torch.manual_seed(0)
+    config = AniraConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_attention_heads=2,
+        max_depth=4,
+        decider=decider,
+        decider_bias=0.0,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        **changes,
+    )
+    model = AniraForCausalLM(config).eval()
+    if model.decider.learned:
+        # So that depths differ between tokens.
+        torch.nn.init.normal_(model.decider.mlp.exit_head.weight, std=2.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    arguments = build.BuildArguments(
+        str(tmp_path_factory.mktemp("d") / "tasks"), ["mano-mini", "brevo-mini", "lano-mini"]
+    )
+    arguments.rows, arguments.eval_rows, arguments.processes = 50, 60, 1
+    return build.build(arguments)
+
+
+def save(folder, model):
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def evaluate_model(out, folder, data, config="brevo-mini", **changes):
+    settings = {"rows": ROWS, "resamples": 20, "sweep_rows": 12, "part_rows": 8, "batch_size": 8, **changes}
+    arguments = run.EvaluationArguments(model=str(folder), dataset=str(data), config=config, out=str(out), **settings)
+    return run.Evaluation(arguments).run()
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, data):
+    """Runs of early and online on brevo, with a log of training beside one model."""
+    folder = tmp_path_factory.mktemp("runs")
+    lines = [
+        {
+            "kind": "evaluation",
+            "split": "validation",
+            "step": 10 * i,
+            "depth": 1 + min(i, 20 - i) / 5,
+            "depth_all": 2.0,
+            "accuracy": i / 20,
+        }
+        for i in range(20)
+    ]
+    for decider in ("early", "online"):
+        model = save(folder / f"trained-{decider}" / "model", make_model(decider))
+        if decider == "online":
+            (model.parent / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        evaluate_model(folder / decider, model, data)
+    return folder
+
+
+def read(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_tables_hold_every_token_that_was_run(evaluated, data):
+    task = open_task(str(data), "brevo-mini")
+    for decider in ("early", "online"):
+        tokens = pd.read_parquet(evaluated / decider / "test" / "tokens.parquet")
+        examples = pd.read_parquet(evaluated / decider / "test" / "examples.parquet")
+        assert examples["example"].tolist() == list(range(ROWS))
+        assert tokens.groupby("example").size().tolist() == examples["num_tokens"].tolist()
+        for _, example in examples.iterrows():
+            own = tokens[tokens["example"] == example["example"]]
+            words = example["text"].split()
+            assert own["token"].tolist() == words[:-1]
+            answer = words.index("<ans>")
+            assert own["is_answer"].tolist() == [position >= answer for position in range(len(words) - 1)]
+            prompt, completion = " ".join(words[: answer + 1]), " ".join(words[answer + 1 :])
+            assert task.verify(prompt, completion).correct == example["correct"]
+            assert example["depth"] == pytest.approx(own.loc[own["is_answer"], "exit_depth"].mean())
+        assert tokens["exit_depth"].between(1, 4).all()
+        assert tokens["exit_depth"].nunique() > 1
+        assert set(task.features) <= set(tokens.columns)
+
+
+def test_depths_are_those_of_generate_and_of_a_whole_forward(data):
+    task = open_task(str(data), "brevo-mini")
+    batch = load_examples(str(data), "brevo-mini", "test", 6)
+    for decider in ("early", "online"):
+        model = make_model(decider)
+        tokens, examples = run_examples(model, task, batch, Depths("learned", {}), 0, 6, 0)
+        for row, example in examples.iterrows():
+            own = tokens[tokens["example"] == row]
+            ids = torch.tensor([[WORDS.index(word) for word in example["text"].split()]])
+            prompt = ids[:, : batch.answer_start[row]]
+            found = model.generate(
+                prompt, max_new_tokens=11, do_sample=False, eos_token_id=EOS, return_dict_in_generate=True
+            )
+            length = ids.shape[1]
+            assert found.sequences[0, :length].tolist() == ids[0].tolist()
+            assert found.exit_depths[0, : length - 1].tolist() == own["exit_depth"].tolist()
+            cost = model.flops(torch.tensor([own["exit_depth"].tolist()])).total
+            assert example["flops"] == cost < example["flops_full"]
+            full = torch.full_like(ids[:, :-1], 4)
+            with torch.no_grad():
+                wanted = model(ids[:, :-1], exit_depths=full).expected_depth[0]
+            assert own["expected_depth_full"].to_numpy() == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_metrics_say_what_they_depend_on_and_have_no_nan(evaluated):
+    for decider in ("early", "online"):
+        text = (evaluated / decider / "metrics.json").read_text()
+        assert "NaN" not in text
+        assert "Infinity" not in text
+        metrics = read(evaluated / decider)
+        assert metrics["decider"] == decider
+        assert {"torch", "transformers", "datasets"} <= set(metrics["versions"])
+        assert metrics["rows"] == {"test": ROWS, "extrapolation": ROWS}
+        assert metrics["flops"] < metrics["flops_full"]
+        assert metrics["analyses"]["alignment"]["per_token"]["exit_depth"]["all"]["size"]["n"] > ROWS
+        assert set(metrics["analyses"]["timing"]["exit_depth"]["terms"]) >= {"size", "static", "state"}
+    assert read(evaluated / "online")["analyses"]["dynamics"]["phases"] == "rise, then fall"
+    assert "no log.jsonl" in read(evaluated / "early")["analyses"]["dynamics"]["reason"]
+
+
+def test_controls_are_at_equal_mean_depth(evaluated):
+    metrics = read(evaluated / "online")
+    rows = {row["depths"]: row for row in metrics["controls"]}
+    assert set(rows) == {"learned", "full", "fixed", "random", "stability", "oracle"}
+    learned = rows["learned"]["depth_all"]
+    assert rows["fixed"]["depth_all"] == round(learned)
+    assert rows["full"]["flops_share"] == 1.0
+    # Random depths are drawn for what this control answers, which may be longer or shorter.
+    assert rows["random"]["depth_all"] == pytest.approx(learned, abs=0.5)
+    assert rows["stability"]["depth_all"] == pytest.approx(learned, abs=0.6)
+    assert rows["oracle"]["accuracy"]["value"] is None
+    depths = [point["depth_all"] for point in metrics["sweep"] if point["setting"] == "exit_quantile"]
+    assert depths == sorted(depths)
+    capped = [point for point in metrics["sweep"] if point["setting"] == "max_depth"]
+    assert all(point["depth_all"] <= point["value"] for point in capped)
+    assert capped[-1]["depth_all"] == pytest.approx(learned, abs=0.5)
+
+
+def test_random_and_oracle_depths_keep_the_learned_histogram(data):
+    task = open_task(str(data), "brevo-mini")
+    batch = load_examples(str(data), "brevo-mini", "test", 40)
+    tokens, _ = run_examples(make_model("early"), task, batch, Depths("learned", {}), 0, 40, 0)
+    answers = tokens[tokens["is_answer"]]
+    wanted = np.bincount(answers["exit_depth"], minlength=5) / len(answers)
+    forced = oracle(tokens, task, batch).forced
+    labels = task.label(batch)
+    dealt, hardness = [], []
+    for row in range(len(batch)):
+        first, last = batch.offsets[row], batch.offsets[row + 1]
+        start = batch.answer_start[row] - 1
+        assert len(forced[row]) == last - first
+        dealt += forced[row][start:]
+        hardness += labels.token_difficulty[first + start : last].tolist()
+    assert np.abs(np.bincount(dealt, minlength=5) / len(dealt) - wanted).max() < 0.02
+    for depth in (1, 2, 3):
+        easier = max((h for h, d in zip(hardness, dealt, strict=True) if d == depth), default=-1)
+        harder = min((h for h, d in zip(hardness, dealt, strict=True) if d > depth), default=99)
+        assert easier <= harder
+    random = matched_random(tokens, task, batch, seed=0).forced
+    flat = [depth for own in random for depth in own]
+    assert set(flat) <= set(tokens["exit_depth"])
+    assert matched_random(tokens, task, batch, seed=0).forced == random
+    assert matched_random(tokens, task, batch, seed=1).forced != random
+
+
+def test_the_stability_threshold_is_found(data):
+    task = open_task(str(data), "mano-mini")
+    batch = load_examples(str(data), "mano-mini", "test", 30)
+    model = make_model("online")
+    found = {
+        threshold: run_examples(with_stability(model, threshold), task, batch, Depths("s", {}), 0, 30, 0)[0][
+            "exit_depth"
+        ].mean()
+        for threshold in (0.01, 0.3, 1.0)
+    }
+    assert found[0.01] >= found[0.3] >= found[1.0]
+    target = (max(found.values()) + min(found.values())) / 2
+    tuned = matched_stability(model, task, batch, target, 30, 0)
+    depth = run_examples(tuned, task, batch, Depths("s", {}), 0, 30, 0)[0]["exit_depth"].mean()
+    assert depth == pytest.approx(target, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "decider"), [("mano-mini", "fixed"), ("lano-mini", "online"), ("mano-mini", "stability")]
+)
+def test_every_task_and_decider_goes_through_with_constants_and_gaps(tmp_path, data, config, decider):
+    """`fixed` has one depth: correlations are null with a reason, and nothing fails at the end."""
+    folder = save(tmp_path / "model", make_model(decider))
+    metrics = evaluate_model(tmp_path / "out", folder, data, config, sweep_rows=8)
+    assert isinstance(metrics["controls"], list), metrics["controls"]
+    estimate = metrics["analyses"]["alignment"]["per_example"]["exit_depth"]["all"]["size"]
+    if decider == "fixed":
+        assert estimate["value"] is None
+        assert "constant" in estimate["reason"]
+        assert metrics["depth_all"] == 4.0
+    page = report.write_report([report.read_run(tmp_path / "out")], tmp_path / "report")
+    assert "nan" not in re.sub(r"base64,[^\"]+", "", page.read_text()).lower().split()
+
+
+def test_a_stopped_run_goes_on_and_two_processes_find_the_same(tmp_path, data, evaluated, monkeypatch):
+    folder = evaluated / "trained-online" / "model"
+    calls = []
+    real = run.run_examples
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(run, "run_examples", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_model(tmp_path / "stopped", folder, data, controls=False, sweep_rows=0)
+    assert not (tmp_path / "stopped" / "metrics.json").exists()
+    evaluate_model(tmp_path / "stopped", folder, data, controls=False, sweep_rows=0)
+    # 4 parts of each split; the two that were finished are not run again.
+    assert len(calls) == 3 + 6
+    with pytest.raises(EvaluationError, match="holds an evaluation whose seed differ"):
+        evaluate_model(tmp_path / "stopped", folder, data, controls=False, sweep_rows=0, seed=1)
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [
+        str(ROOT / "evaluate" / "run.py"),
+        "--model",
+        str(folder),
+        "--dataset",
+        str(data),
+        "--config",
+        "brevo-mini",
+    ]
+    command += ["--out", str(tmp_path / "two"), "--rows", str(ROWS), "--resamples", "20", "--controls", "false"]
+    command += ["--sweep_rows", "0", "--part_rows", "8", "--batch_size", "8"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = read(tmp_path / "stopped"), read(tmp_path / "two")
+    for name in ("accuracy", "depth", "depth_all", "flops", "analyses"):
+        assert one[name] == two[name], name
+    for kind in ("tokens", "examples"):
+        paths = [tmp_path / run_name / "test" / f"{kind}.parquet" for run_name in ("stopped", "two")]
+        pd.testing.assert_frame_equal(*(pd.read_parquet(path) for path in paths))
+
+
+def test_a_failing_analysis_loses_nothing(tmp_path, data, evaluated, monkeypatch, capsys):
+    monkeypatch.setattr(run, "measure", lambda *arguments: 1 / 0)
+    metrics = evaluate_model(
+        tmp_path / "out", evaluated / "trained-early" / "model", data, controls=False, sweep_rows=0
+    )
+    assert metrics["analyses"] == {"reason": "ZeroDivisionError: division by zero"}
+    assert "left out, since ZeroDivisionError" in capsys.readouterr().err
+    assert (tmp_path / "out" / "test" / "tokens.parquet").exists()
+    page = report.write_report([report.read_run(tmp_path / "out")], tmp_path / "report")
+    assert "not measured: ZeroDivisionError" in page.read_text()
+
+
+def test_the_report_is_one_file_with_every_figure_and_its_table(evaluated, tmp_path):
+    page = report.write_report([report.read_run(evaluated / decider) for decider in ("early", "online")], tmp_path)
+    text = page.read_text()
+    assert text.count("<img") == 6
+    assert text.count("data:image/png;base64,") == 6
+    assert "http" not in re.sub(r"base64,[^\"]+", "", text)
+    for name in ("tokens", "alignment", "generalization", "phases", "timing", "cost"):
+        assert (tmp_path / "figures" / f"brevo-mini-{name}.png").stat().st_size > 10_000
+        assert len(pd.read_csv(tmp_path / "figures" / f"brevo-mini-{name}.csv"))
+    assert text.index("The paper's findings") < text.index("<img")
+    for decider in ("early", "online"):
+        accuracy = read(evaluated / decider)["accuracy"]
+        assert f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})" in text
+    for word in ("yes", "partly", "no", "unknown"):
+        assert f".{word} " in text or f".{word}," in text
+
+
+def test_bad_input_is_refused_in_a_sentence(tmp_path, data, evaluated):
+    model = evaluated / "trained-early" / "model"
+    with pytest.raises(EvaluationError, match="`config` is 'mano-paper', but"):
+        evaluate_model(tmp_path / "a", model, data, config="mano-paper")
+    with pytest.raises(EvaluationError, match="cannot be loaded"):
+        evaluate_model(tmp_path / "a", model, data, splits=["dev"])
+    with pytest.raises(EvaluationError, match="cannot be loaded"):
+        evaluate_model(tmp_path / "a", tmp_path / "nothing", data)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "dear.txt").write_text("dear")
+    with pytest.raises(EvaluationError, match="holds something else"):
+        evaluate_model(tmp_path / "full", model, data)
+    with pytest.raises(report.ReportError, match="no finished evaluation"):
+        report.read_run(tmp_path / "full")
+    other = save(tmp_path / "other", make_model("early"))
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(
+        text.replace('"<ans>": 4', '"<ans>": 5').replace('"<query>": 5', '"<query>": 4')
+    )
+    with pytest.raises(EvaluationError, match="differs from the dataset's"):
+        evaluate_model(tmp_path / "a", other, data)

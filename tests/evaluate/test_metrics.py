@@ -1,0 +1,261 @@
+"""Every estimator on made data whose answer is known."""
+
+import doctest
+import warnings
+
+import evaluate
+import numpy as np
+import pandas as pd
+import pytest
+from metrics.alignment.analysis import align
+from metrics.dynamics.analysis import find_phases
+from metrics.generalization.analysis import beyond_training, by_size
+from metrics.timing.analysis import explain_depth
+
+SEED = 7
+METRICS = ("alignment", "generalization", "dynamics", "timing")
+
+
+def made_tokens(examples=150, tokens=6, noise=1.0, effect=1.0, size_effect=1.0):
+    """Difficulty varies within sizes; depth = effects + noise."""
+    rng = np.random.default_rng(SEED)
+    size = np.repeat(rng.integers(3, 11, examples), tokens)
+    difficulty = size / 2 + rng.normal(0, 1, examples * tokens)
+    depth = size_effect * size + effect * difficulty + rng.normal(0, noise, examples * tokens)
+    return pd.DataFrame(
+        {
+            "example": np.repeat(np.arange(examples), tokens),
+            "size": size,
+            "difficulty": difficulty,
+            "depth": depth,
+            "correct": np.repeat(rng.random(examples) < 0.7, tokens),
+        }
+    )
+
+
+def test_a_planted_correlation_is_found_with_an_interval_around_it():
+    found = align(made_tokens(effect=2.0, noise=0.5), resamples=100)
+    for subset in ("correct", "all"):
+        estimate = found[subset]["difficulty given size"]
+        assert estimate["low"] < estimate["value"] < estimate["high"]
+        assert estimate["low"] > 0.8
+    assert found["all"]["size"]["value"] > 0.8
+    assert found["correct"]["size"]["n"] < found["all"]["size"]["n"] == 900
+
+
+def test_depth_that_follows_difficulty_exactly_correlates_at_one():
+    table = made_tokens(noise=0.0, effect=1.0, size_effect=0.0)
+    assert align(table, resamples=20)["all"]["difficulty"]["value"] == pytest.approx(1.0)
+
+
+def test_a_size_only_effect_vanishes_when_size_is_held_constant():
+    """Even one that is not linear."""
+    table = made_tokens(effect=0.0, noise=0.3)
+    table["depth"] = (table["size"] - 6.0) ** 2 + np.random.default_rng(SEED).normal(0, 0.3, len(table))
+    table["difficulty"] = (table["size"] - 6.0) ** 2 + np.random.default_rng(SEED + 1).normal(0, 1, len(table))
+    found = align(table, resamples=200)["all"]
+    assert found["difficulty"]["low"] > 0.5
+    assert found["difficulty given size"]["low"] < 0 < found["difficulty given size"]["high"]
+
+
+def test_shuffled_depths_give_an_interval_around_zero():
+    table = made_tokens(effect=2.0)
+    table["depth"] = np.random.default_rng(SEED).permutation(table["depth"])
+    for estimate in align(table, resamples=200)["all"].values():
+        assert estimate["low"] < 0 < estimate["high"]
+
+
+def test_tokens_of_one_example_are_no_independent_evidence():
+    """The same number of rows in fewer examples: a wider interval."""
+    table = made_tokens(examples=40, tokens=25, effect=0.0, noise=0.1)
+    table["depth"] = table["example"].map(dict(enumerate(np.random.default_rng(SEED).normal(size=40))))
+    wide = align(table, resamples=200)["all"]["size"]
+    alone = align(table.assign(example=np.arange(len(table))), resamples=200)["all"]["size"]
+    assert wide["high"] - wide["low"] > 3 * (alone["high"] - alone["low"])
+
+
+def test_what_is_not_defined_is_none_with_a_reason_and_no_warning():
+    constant = made_tokens().assign(depth=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = align(constant, resamples=20)
+        assert all(estimate["value"] is None and "constant" in estimate["reason"] for estimate in found["all"].values())
+        wrong = align(made_tokens().assign(correct=False), resamples=20)
+        assert wrong["correct"]["size"] == {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": 0,
+            "reason": "there are no items",
+        }
+        few = align(made_tokens(examples=5), resamples=20)["all"]["size"]
+        assert few["value"] is not None
+        assert few["low"] is None
+        assert "no interval" in few["reason"]
+
+
+def made_examples():
+    rng = np.random.default_rng(SEED)
+    size = np.repeat(np.arange(3, 21), 60)
+    chance = np.where(size <= 10, 0.95, 0.2)
+    return pd.DataFrame(
+        {"size": size, "correct": rng.random(len(size)) < chance, "depth": size / 4 + rng.normal(0, 0.3, len(size))}
+    )
+
+
+def test_a_planted_failure_beyond_the_limit_is_found():
+    found = beyond_training(made_examples(), limit=10)
+    assert found["verdict"] == "accuracy falls while depth rises"
+    assert found["accuracy_change"]["low"] < -0.75 + 0.05 < found["accuracy_change"]["high"] + 0.1
+    assert found["depth_change"]["low"] < 2.25 < found["depth_change"]["high"]
+    same = beyond_training(made_examples().assign(correct=True, depth=2.0), limit=10)
+    assert same["verdict"] == "accuracy stays while depth stays"
+    assert beyond_training(made_examples(), limit=30)["reason"] == "no examples beyond the limit"
+    assert beyond_training(made_examples(), limit=2)["verdict"] is None
+
+
+def test_by_size_counts_and_covers():
+    rows = by_size(made_examples())
+    assert [row["size"] for row in rows] == list(range(3, 21))
+    for row in rows:
+        assert row["n"] == 60
+        assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
+    covered = sum(row["depth_low"] <= row["size"] / 4 <= row["depth_high"] for row in rows)
+    assert covered >= 15
+    assert by_size(pd.DataFrame({"size": [3], "correct": [True], "depth": [2.0]}))[0]["depth_low"] == 2.0
+
+
+def made_curve(turn=40, points=100, noise=0.05, up=0.05, down=-0.03):
+    t = np.arange(points, dtype=float)
+    rng = np.random.default_rng(SEED)
+    return t * 100, 2 + up * np.minimum(t, turn) + down * np.maximum(0, t - turn) + rng.normal(0, noise, points)
+
+
+def test_a_planted_turn_is_found_and_none_where_there_is_none():
+    steps, depth = made_curve()
+    accuracy = np.minimum(1.0, np.arange(100) / 40)
+    found = find_phases(steps.tolist(), depth.tolist(), accuracy.tolist())
+    assert found["phases"] == "rise, then fall"
+    assert found["turn"]["low"] <= 4000 <= found["turn"]["high"]
+    assert found["turn"]["high"] - found["turn"]["low"] < 1000
+    assert found["slopes"] == pytest.approx([0.5, -0.3], abs=0.05)
+    assert found["accuracy_change"] == pytest.approx([1.0, 0.0], abs=0.1)
+
+    straight = find_phases(*(values.tolist() for values in made_curve(turn=100)))
+    assert (straight["phases"], straight["turn"]) == ("rise", None)
+    falling = find_phases(*(values.tolist() for values in made_curve(turn=0)))
+    assert falling["phases"] == "fall"
+    flat = find_phases(*(values.tolist() for values in made_curve(up=0.0, down=0.0)))
+    assert (flat["phases"], flat["turn"]) == ("none", None)
+    late = find_phases(*(values.tolist() for values in made_curve(turn=60, up=0.0, down=-0.05)))
+    assert late["phases"] == "flat, then fall"
+
+
+def test_pure_noise_seldom_has_phases():
+    found = 0
+    for seed in range(50):
+        depth = np.random.default_rng(seed).normal(3, 0.5, 40)
+        found += find_phases(list(range(40)), depth.tolist())["phases"] == "rise, then fall"
+    assert found <= 3
+
+
+def test_curves_that_say_nothing_have_a_reason():
+    assert "constant" in find_phases(list(range(30)), [6.0] * 30)["reason"]
+    assert "at least" in find_phases([1, 2], [1.0, 2.0])["reason"]
+
+
+def made_features(coefficients, noise=0.5, examples=200, tokens=6):
+    rng = np.random.default_rng(SEED)
+    n = examples * tokens
+    table = pd.DataFrame(
+        {
+            "example": np.repeat(np.arange(examples), tokens),
+            "size": np.repeat(rng.integers(3, 8, examples), tokens),
+            "degree_static": rng.integers(0, 5, n),
+            "hub_static": np.repeat(rng.integers(1, 5, examples), tokens),
+            "frontier_state": rng.integers(0, 6, n),
+            "enabled_state": rng.integers(0, 3, n),
+        }
+    )
+    depth = rng.normal(0, noise, n)
+    for name, value in coefficients.items():
+        depth = depth + value * table[name]
+    return table.assign(depth=depth)
+
+
+def test_a_planted_regression_is_found():
+    found = explain_depth(made_features({"frontier_state": 1.0, "degree_static": 0.2}), resamples=50)
+    spread = made_features({})["frontier_state"].std(ddof=0)
+    coefficient = found["terms"]["frontier_state"]["coefficient"]
+    assert coefficient["low"] <= spread <= coefficient["high"]
+    assert found["r2"]["value"] > 0.9
+    assert found["terms"]["state"]["alone"]["low"] > 0.8
+    assert found["terms"]["static"]["alone"]["high"] < 0.1
+    assert found["terms"]["frontier_state"]["lost"]["value"] == pytest.approx(
+        found["terms"]["state"]["lost"]["value"], abs=0.02
+    )
+    assert abs(found["terms"]["enabled_state"]["coefficient"]["value"]) < 0.1
+    for shares in found["terms"].values():
+        for kind in ("alone", "lost"):
+            assert -1e-9 <= shares[kind]["low"] <= shares[kind]["high"] <= 1
+
+
+def test_size_explains_depth_that_is_size_plus_noise():
+    found = explain_depth(made_features({"size": 1.0}), resamples=50)
+    assert found["terms"]["size"]["alone"]["low"] > 0.8
+    assert found["terms"]["size"]["lost"]["low"] > 0.8
+    assert found["terms"]["state"]["lost"]["high"] < 0.02
+
+
+def test_shares_agree_with_statsmodels():
+    import statsmodels.api as sm
+
+    table = made_features({"frontier_state": 0.5, "hub_static": 0.3, "size": 0.2})
+    found = explain_depth(table, resamples=10)
+    design = pd.get_dummies(table["size"], drop_first=True, dtype=float).rename(columns=str)
+    features = table[["degree_static", "hub_static", "frontier_state", "enabled_state"]].astype(float)
+
+    def r2(columns):
+        return sm.OLS(table["depth"], sm.add_constant(columns)).fit().rsquared
+
+    assert found["r2"]["value"] == pytest.approx(r2(design.join(features)))
+    assert found["terms"]["size"]["alone"]["value"] == pytest.approx(r2(design))
+    lost = r2(design.join(features)) - r2(design.join(features.drop(columns=["hub_static"])))
+    assert found["terms"]["hub_static"]["lost"]["value"] == pytest.approx(lost)
+
+
+def test_a_feature_that_says_nothing_new_is_left_out_and_named():
+    table = made_features({"frontier_state": 1.0})
+    table["copy_state"] = 2 * table["frontier_state"] + 1
+    table["same_static"] = 4
+    table["size_static"] = table["size"]
+    found = explain_depth(table, resamples=10)
+    assert found["left_out"] == ["copy_state", "same_static", "size_static"]
+    assert explain_depth(table.assign(depth=2.0))["reason"] == "depth is constant"
+    assert "at least 10" in explain_depth(table[table["example"] < 3])["reason"]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_load_offline_and_their_examples_hold(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    metric = evaluate.load(f"evaluate/metrics/{name}", experiment_id=str(tmp_path.name))
+    parser = doctest.DocTestParser()
+    example = parser.get_doctest(metric.inputs_description, {"evaluate": evaluate}, name, None, 0)
+    assert example.examples
+    results = doctest.DocTestRunner(verbose=False).run(example)
+    assert results.failed == 0
+
+
+def test_metrics_take_batches():
+    metric = evaluate.load("evaluate/metrics/alignment")
+    table = made_tokens(effect=2.0)
+    for _, part in table.groupby(table.index // 300):
+        metric.add_batch(
+            predictions=part["depth"].tolist(),
+            references=part["difficulty"].tolist(),
+            sizes=part["size"].tolist(),
+            examples=part["example"].tolist(),
+            correct=part["correct"].tolist(),
+        )
+    found = metric.compute(resamples=30)
+    assert found["all"]["difficulty"]["value"] == pytest.approx(align(table, resamples=1)["all"]["difficulty"]["value"])
