@@ -1,0 +1,99 @@
+"""Runs tasks of lm-eval (the extra `harness`) on a checkpoint, with mean depth beside their own figures.
+
+    python evaluate/harness.py --model path/to/model --tasks arc_easy hellaswag --limit 200 --out build/harness
+
+The model must have been trained on natural language: the released mini checkpoints know numbers and letters alone.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from run import without_nan
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+import modeling_anira  # noqa: F401 (registers the Auto classes)
+
+
+@dataclass
+class HarnessArguments:
+    """Run lm-eval tasks on an ANIRA checkpoint."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of the checkpoint. Its code is run."})
+    tasks: list[str] = field(metadata={"help": "Names of lm-eval tasks."})
+    out: str = field(metadata={"help": "Folder for harness.json."})
+    limit: int | None = field(default=None, metadata={"help": "Examples of each task; all by default."})
+    include_path: str | None = field(default=None, metadata={"help": "Folder with task files of your own."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
+    seed: int = field(default=0, metadata={"help": "Of few-shot examples and sampling."})
+
+
+class DepthCounter:
+    """Mean number of iterations per token, over all forwards of a model since it was last read."""
+
+    def __init__(self, model: Any) -> None:
+        self._depths = self._tokens = 0
+        model.register_forward_hook(self._observe)
+
+    def read(self) -> float | None:
+        """The mean; None if the model was not run. Begins anew."""
+        mean = self._depths / self._tokens if self._tokens else None
+        self._depths = self._tokens = 0
+        return mean
+
+    def _observe(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        depths = getattr(output, "exit_depths", None)
+        if depths is not None:
+            self._depths += int(depths.sum())
+            self._tokens += int((depths > 0).sum())
+
+
+def run_tasks(arguments: HarnessArguments) -> dict[str, Any]:
+    """{task: {metric: value, "depth": mean}}."""
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise SystemExit(f"harness.py needs lm-eval: pip install lm-eval ({error})") from error
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
+    counter = DepthCounter(model)
+    # One at a time: lm-eval pads rows without saying where, and the padding's depths would be counted.
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
+    manager = TaskManager(include_path=arguments.include_path)
+    found = {}
+    for task in arguments.tasks:
+        results = simple_evaluate(
+            wrapped,
+            tasks=[task],
+            limit=arguments.limit,
+            task_manager=manager,
+            random_seed=arguments.seed,
+            torch_random_seed=arguments.seed,
+            bootstrap_iters=0,
+        )
+        figures = {name: value for name, value in results["results"][task].items() if isinstance(value, int | float)}
+        found[task] = {**figures, "depth": counter.read(), "max_depth": model.config.max_depth}
+    return found
+
+
+def main() -> None:
+    """Writes harness.json, and prints it."""
+    parser = HfArgumentParser(HarnessArguments)  # type: ignore[arg-type]
+    (arguments,) = parser.parse_args_into_dataclasses()
+    try:
+        found = run_tasks(arguments)
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"harness.py: {error}")
+    text = json.dumps(without_nan(found), indent=1)
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    (Path(arguments.out) / "harness.json").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

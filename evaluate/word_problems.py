@@ -1,0 +1,173 @@
+"""Does depth follow difficulty in natural language? Word problems of three levels, each a clause longer: main, p1, p2.
+
+    python evaluate/word_problems.py --model path/to/model --out build/words               # problems of our own
+    python evaluate/word_problems.py --model path/to/model --source apple/GSM-Symbolic ...  # online
+
+The problems of our own have the columns and levels of GSM-Symbolic, so that one command reads both. Either asks for a
+model that was trained on natural language, with a tokenizer that knows it, and that ends an answer with "#### number",
+as GSM8K's do. The paper's finding here: depth does not grow with the level.
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, load_dataset
+from metrics.alignment.analysis import estimate, spearman
+from run import rate, without_nan
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+import modeling_anira  # noqa: F401 (registers the Auto classes)
+
+LEVELS = ("main", "p1", "p2")
+
+_NAMES = ("Ana", "Ben", "Chloe", "Dev", "Emma", "Farid", "Grace", "Hugo")
+_THINGS = ("apples", "books", "coins", "stamps", "shells", "pens")
+_CLAUSES = (
+    ("{name} finds {n} more {things}.", lambda total, n: total + n),
+    ("Then {name} gives away {n} {things}.", lambda total, n: total - n),
+    ("A friend brings {n} times as many {things} as {name} has now.", lambda total, n: total * (n + 1)),
+)
+
+
+@dataclass
+class WordProblemArguments:
+    """Run a checkpoint on word problems of three levels."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of the checkpoint. Its code is run."})
+    out: str = field(metadata={"help": "Folder for problems.parquet and problems.json."})
+    source: str = field(default="templates", metadata={"help": "'templates', or a dataset such as apple/GSM-Symbolic."})
+    rows: int = field(default=200, metadata={"help": "Problems of each level."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer."})
+    batch_size: int = field(default=16, metadata={"help": "Problems at a time."})
+    seed: int = field(default=0, metadata={"help": "Of the problems of our own, and of the bootstrap."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
+
+
+def make_problems(level: str, rows: int, seed: int) -> Dataset:
+    """Problems of our own: `id`, `instance`, `question`, `answer` (steps, then "#### number")."""
+    if level not in LEVELS:
+        raise ValueError(f"`level` is {level!r}, but must be one of {LEVELS}.")
+    made = []
+    for row in range(rows):
+        rng = np.random.default_rng([seed, LEVELS.index(level), row])
+        name, things = str(rng.choice(_NAMES)), str(rng.choice(_THINGS))
+        total = int(rng.integers(20, 60))
+        sentences, steps = [f"{name} has {total} {things}."], []
+        for _ in range(2 + LEVELS.index(level)):
+            clause, change = _CLAUSES[rng.integers(len(_CLAUSES))]
+            n = int(rng.integers(2, 5))
+            sentences.append(clause.format(name=name, things=things, n=n))
+            steps.append(f"{total} becomes {change(total, n)}.")
+            total = change(total, n)
+        question = " ".join([*sentences, f"How many {things} does {name} have?"])
+        made.append({"id": row, "instance": 0, "question": question, "answer": f"{' '.join(steps)} #### {total}"})
+    return Dataset.from_list(made)
+
+
+def load_problems(source: str, level: str, rows: int, seed: int) -> Dataset:
+    """Problems of a level, our own or of a dataset with configs main, p1 and p2."""
+    if source == "templates":
+        return make_problems(level, rows, seed)
+    return load_dataset(source, level, split=f"test[:{rows}]")
+
+
+def make_prompt(question: str) -> str:
+    """What the model is given."""
+    return f"Question: {question}\nAnswer:"
+
+
+def read_number(answer: str) -> str | None:
+    """The number after the last "####", or else the last number; None if there is none. Commas are dropped."""
+    marked = answer.rpartition("####")[2] if "####" in answer else answer
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", marked)
+    if not numbers:
+        return None
+    found = (numbers[0] if "####" in answer else numbers[-1]).replace(",", "")
+    return found.rstrip("0").rstrip(".") if "." in found else found
+
+
+@torch.no_grad()
+def answer_problems(model: Any, tokenizer: Any, problems: Dataset, arguments: WordProblemArguments) -> pd.DataFrame:
+    """One row a problem: `correct`, `depth` (mean over the answer), `depth_all`, `num_tokens`, and what was written."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        raise ValueError("The tokenizer has no pad token, which a batch needs.")
+    rows = []
+    for start in range(0, len(problems), arguments.batch_size):
+        part = problems.select(range(start, min(start + arguments.batch_size, len(problems))))
+        batch = tokenizer([make_prompt(question) for question in part["question"]], return_tensors="pt", padding=True)
+        output = model.generate(
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            max_new_tokens=arguments.max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+        )
+        width = batch["input_ids"].shape[1]
+        for place, answer in enumerate(part["answer"]):
+            written = tokenizer.decode(output.sequences[place, width:], skip_special_tokens=True)
+            depths = output.exit_depths[place].cpu().numpy()
+            at_answer, run = depths[width - 1 :], depths[depths > 0]
+            rows.append(
+                {
+                    "correct": read_number(written) is not None and read_number(written) == read_number(answer),
+                    "depth": float(at_answer[at_answer > 0].mean()),
+                    "depth_all": float(run.mean()),
+                    "num_tokens": len(run),
+                    "written": written,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def measure_levels(table: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Accuracy and mean depth of each level, and Spearman's correlation of depth with the level."""
+    numbered = table.assign(level=table["level"].map(LEVELS.index))
+    levels = {}
+    for level, own in table.groupby("level", sort=False):
+        mean = estimate(own, lambda rows: float(rows["depth"].mean()), 500, seed)
+        levels[str(level)] = {
+            "accuracy": rate(own["correct"]),
+            "depth": mean,
+            "depth_all": float(own["depth_all"].mean()),
+        }
+    follows = estimate(numbered, lambda rows: spearman(rows["depth"], rows["level"]), 500, seed)
+    return {"levels": levels, "depth_with_level": follows}
+
+
+def main() -> None:
+    """Writes the table and the figures, and prints the figures."""
+    parser = HfArgumentParser(WordProblemArguments)  # type: ignore[arg-type]
+    (arguments,) = parser.parse_args_into_dataclasses()
+    out = Path(arguments.out)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            arguments.model, revision=arguments.revision, trust_remote_code=True
+        ).eval()
+        parts = []
+        for level in LEVELS:
+            problems = load_problems(arguments.source, level, arguments.rows, arguments.seed)
+            parts.append(answer_problems(model, tokenizer, problems, arguments).assign(level=level))
+    except (OSError, ValueError) as error:
+        sys.exit(f"word_problems.py: {error}")
+    table = pd.concat(parts, ignore_index=True)
+    table["example"] = np.arange(len(table))
+    figures = without_nan(
+        {"source": arguments.source, "model": arguments.model, **measure_levels(table, arguments.seed)}
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(out / "problems.parquet", index=False)
+    (out / "problems.json").write_text(json.dumps(figures, indent=1))
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The natural-language slice and lm-eval, on a small model with a tokenizer of words."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import word_problems
+import yaml
+from harness import HarnessArguments, run_tasks
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+from word_problems import LEVELS, make_problems, measure_levels, read_number
+
+from modeling_anira import AniraConfig, AniraForCausalLM
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model with random weights that can read the problems."""
+    texts = [row["question"] + row["answer"] for level in LEVELS for row in make_problems(level, 50, 0)]
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)} | {"Question", "Answer", ":"})
+    vocabulary = {word: place for place, word in enumerate(["<pad>", "<unk>", "<eos>", *words])}
+    tokens = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokens.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
+    )
+    torch.manual_seed(0)
+    config = AniraConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_attention_heads=2,
+        max_depth=4,
+        pad_token_id=0,
+        eos_token_id=2,
+        decider_bias=0.0,
+    )
+    path = tmp_path_factory.mktemp("language") / "model"
+    model = AniraForCausalLM(config)
+    torch.nn.init.normal_(model.decider.mlp.exit_head.weight, std=2.0)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_problems_have_the_answer_that_their_sentences_have_and_a_clause_more_at_each_level():
+    for number, level in enumerate(LEVELS):
+        for row in make_problems(level, 40, seed=1):
+            sentences = row["question"].split(". ")
+            assert len(sentences) == 1 + 2 + number + 1
+            total = int(re.search(r"has (\d+)", sentences[0])[1])
+            for sentence in sentences[1:-1]:
+                n = int(re.search(r"\d+", sentence)[0])
+                total = total + n if "finds" in sentence else total - n if "gives" in sentence else total * (n + 1)
+            assert read_number(row["answer"]) == str(total)
+    assert make_problems("p1", 5, 0)["question"] == make_problems("p1", 5, 0)["question"]
+    with pytest.raises(ValueError, match="`level` is 'p3'"):
+        make_problems("p3", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("so 3 + 4 = 7 #### 7", "7"),
+        ("#### 1,250 coins", "1250"),
+        ("it is 12.50", "12.5"),
+        ("-3", "-3"),
+        ("none", None),
+        ("5 then 6", "6"),
+    ],
+)
+def test_numbers_are_read_as_graders_of_gsm8k_do(answer, number):
+    assert read_number(answer) == number
+
+
+def test_a_planted_effect_of_the_level_is_found_and_none_where_there_is_none():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"level": np.repeat(LEVELS, 60), "correct": rng.random(180) < 0.5, "depth_all": 2.0})
+    table["example"] = np.arange(180)
+    rising = measure_levels(table.assign(depth=np.repeat([2.0, 3.0, 4.0], 60) + rng.normal(0, 0.5, 180)), 0)
+    assert rising["depth_with_level"]["low"] > 0.7
+    assert rising["levels"]["p2"]["depth"]["low"] > rising["levels"]["main"]["depth"]["high"]
+    flat = measure_levels(table.assign(depth=rng.normal(3, 0.5, 180)), 0)
+    assert flat["depth_with_level"]["low"] < 0 < flat["depth_with_level"]["high"]
+
+
+def test_the_command_runs_on_problems_of_our_own_and_on_a_dataset_of_that_layout(folder, tmp_path):
+    for level in LEVELS:
+        (tmp_path / "symbolic" / level).mkdir(parents=True)
+        make_problems(level, 12, 3).to_parquet(tmp_path / "symbolic" / level / "test.parquet")
+    configs = [
+        {"config_name": level, "data_files": [{"split": "test", "path": f"{level}/test.parquet"}]} for level in LEVELS
+    ]
+    (tmp_path / "symbolic" / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    for source in ("templates", str(tmp_path / "symbolic")):
+        command = [
+            sys.executable,
+            str(ROOT / "evaluate" / "word_problems.py"),
+            "--model",
+            str(folder),
+            "--source",
+            source,
+        ]
+        command += ["--out", str(tmp_path / "out"), "--rows", "12", "--max_new_tokens", "5"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = json.loads((tmp_path / "out" / "problems.json").read_text())
+        assert set(found["levels"]) == set(LEVELS)
+        assert all(1 <= level["depth"]["value"] <= 4 for level in found["levels"].values())
+        table = pd.read_parquet(tmp_path / "out" / "problems.parquet")
+        assert len(table) == 36
+        assert (table["num_tokens"] > 20).all()
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(folder):
+    arguments = word_problems.WordProblemArguments(model="", out="")
+    with pytest.raises(ValueError, match="no pad token"):
+        word_problems.answer_problems(
+            None, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}))), [], arguments
+        )
+
+
+def test_lm_eval_runs_with_depth_beside_accuracy(folder, tmp_path):
+    rows = [
+        {"question": row["question"], "choices": ["7", "9"], "label": place % 2}
+        for place, row in enumerate(make_problems("main", 6, 0))
+    ]
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
+    task = {
+        "task": "tiny_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "tiny_choice.yaml").write_text(yaml.safe_dump(task))
+    found = run_tasks(HarnessArguments(str(folder), ["tiny_choice"], str(tmp_path), include_path=str(tmp_path)))
+    assert 0 <= found["tiny_choice"]["acc,none"] <= 1
+    assert 1 <= found["tiny_choice"]["depth"] <= 4
