@@ -139,6 +139,13 @@ class Lano(Task):
             return f"No sentence begins so: word {possible + 1}, {WORDS[words[possible]]}, cannot follow."
         return "The sentence ends too early: it is only the beginning of one."
 
+    def written_size(self, tokens: list[int], size: int) -> int:
+        return sum(identity not in (BOS, ANSWER, EOS) for identity in tokens)
+
+    def exact_distribution(self, tokens: np.ndarray) -> tuple[list[int], np.ndarray]:
+        words = range(FIRST_TERMINAL, FIRST_TERMINAL + self.config.grammar.num_terminals)
+        return [*words, EOS], self.next_word_distribution(tokens)
+
     def longest_example(self, size: int) -> int:
         return size + 3
 

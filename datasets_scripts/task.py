@@ -139,6 +139,14 @@ class Task(ABC):
     def longest_answer(self, size: int) -> int:
         """Tokens that the completion of an example of `size` has at most, `<eos>` included."""
 
+    def written_size(self, tokens: list[int], size: int) -> int:
+        """Size of the example that a model wrote to a prompt of an example of `size`: the prompt mostly settles it."""
+        return size
+
+    def exact_distribution(self, tokens: np.ndarray) -> tuple[list[int], np.ndarray] | None:
+        """(ids that can follow, their exact probabilities at every position (n, ids)), where the task knows them."""
+        return None
+
     def num_instances(self, split: str) -> int | None:
         """How many instances have the sizes of `split`, over all splits of the same sizes; None if not known."""
         return None

@@ -1,6 +1,8 @@
 """The paper's findings beside ours (ANIRA, arXiv 2602.08864). Its figures are known at second hand."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 # Spearman's correlation that the paper reports on MANO, BREVO and LANO, on correct items.
@@ -10,7 +12,7 @@ _SIZE_ALONE_EARLY = 0.28
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the report's first table; `holds` is "yes", "partly", "no" or "unknown"."""
+    """One row of the report's first table; `holds` is "yes", "partly" (weaker), "no" or "unknown" (undecided)."""
 
     finding: str
     paper: str
@@ -21,15 +23,22 @@ class Claim:
 
 def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
     """All findings that a run speaks to. `name`: what tables call it."""
+    if metrics["decider"] not in ("early", "online"):
+        return []
     analyses = metrics["analyses"]
-    if "alignment" not in analyses:
-        return [Claim("all", "", name, f"not measured: {analyses.get('reason', 'no analyses')}", "unknown")]
+    findings: dict[str, Callable[[str, dict[str, Any]], Claim]] = {
+        "alignment": _alignment,
+        "generalization": _generalization,
+        "dynamics": _phases,
+        "timing": partial(_timing, metrics["decider"]),
+    }
     judged = []
-    if metrics["decider"] in ("early", "online"):
-        judged += [_alignment(name, analyses), _generalization(name, analyses), _phases(name, analyses)]
-        judged.append(_timing(name, metrics["decider"], analyses))
-    else:
-        judged.append(_generalization(name, analyses))
+    for part, claim in findings.items():
+        own = analyses[part]
+        failed = set(own) == {"reason"}
+        judged.append(
+            Claim(part, "", name, f"not measured: {own['reason']}", "unknown") if failed else claim(name, own)
+        )
     return judged
 
 
@@ -43,68 +52,72 @@ def show(estimate: dict[str, Any] | None, digits: int = 2) -> str:
     return f"{value} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
 
 
-def _alignment(name: str, analyses: dict[str, Any]) -> Claim:
-    found = analyses["alignment"]["per_example"]["exit_depth"]["correct"]["size"]
-    if found["value"] is None:
+def _alignment(name: str, found: dict[str, Any]) -> Claim:
+    """Holds if the correlation is as high as the paper's, and higher than what the place in the answer alone gives."""
+    value, by_place = (found[unit]["exit_depth"]["correct"]["size"] for unit in ("per_example", "same_place"))
+    but_end = found["but_end"]["exit_depth"]["correct"]["size"]
+    ours = f"{show(value)}; by place alone {show(by_place)}; without the answer's end {show(but_end)}"
+    if value["value"] is None or value["low"] is None or value["low"] <= 0 <= value["high"]:
         holds = "unknown"
-    elif found["low"] is not None and found["low"] <= 0:
+    elif value["high"] < 0:
         holds = "no"
     else:
-        holds = "yes" if (found["high"] or found["value"]) >= _ALIGNMENT[0] else "partly"
-    return Claim(
-        "Depth follows size (Spearman, correct items)", "0.6 to 0.7; about 0.66 on MANO", name, show(found), holds
-    )
+        beats_place = by_place["high"] is None or value["low"] > by_place["high"]
+        holds = "yes" if value["value"] >= _ALIGNMENT[0] and beats_place else "partly"
+    return Claim("Depth follows size (Spearman, correct items)", "0.6 to 0.7; about 0.66 on MANO", name, ours, holds)
 
 
-def _generalization(name: str, analyses: dict[str, Any]) -> Claim:
-    found = analyses["generalization"]["beyond"]
+def _generalization(name: str, found: dict[str, Any]) -> Claim:
+    """Holds if, beyond the limit, accuracy is lower by half of what it was, and depth is higher and goes on rising."""
+    beyond = found["beyond"]
     finding = "Beyond the training sizes accuracy falls sharply while depth keeps rising"
-    if found["verdict"] is None:
-        return Claim(finding, "no figures known", name, f"not measured: {found['reason']}", "unknown")
-    accuracy, depth = found["accuracy_change"], found["depth_change"]
-    ours = f"accuracy {show(accuracy)}, depth {show(depth)} beyond against within"
-    falls, rises = accuracy["high"] < 0, depth["low"] > 0
-    return Claim(finding, "no figures known", name, ours, "yes" if falls and rises else "partly" if falls else "no")
+    if beyond["verdict"] is None:
+        return Claim(finding, "no figures known", name, f"not measured: {beyond['reason']}", "unknown")
+    accuracy, depth, slope = beyond["accuracy_change"], beyond["depth_change"], beyond["depth_slope"]
+    ours = (
+        f"accuracy {show(accuracy)}, depth {show(depth)} beyond against within; slope of depth beyond {show(slope, 3)}"
+    )
+    sharply = accuracy["high"] < -0.5 * beyond["accuracy_within"]
+    rises = depth["low"] > 0 and slope is not None and slope["low"] > 0
+    holds = "yes" if sharply and rises else "partly" if accuracy["high"] < 0 and depth["low"] > 0 else "no"
+    return Claim(finding, "no figures known", name, ours, holds)
 
 
-def _phases(name: str, analyses: dict[str, Any]) -> Claim:
-    found = analyses["dynamics"]
+def _phases(name: str, found: dict[str, Any]) -> Claim:
+    """Holds if accuracy rises in the first phase, and in the second stays what it was, to 0.05."""
     finding = "Two phases: depth rises while the task is learnt, then falls at equal accuracy"
     if found["phases"] is None:
         return Claim(finding, "turn near step 50,000", name, f"not measured: {found['reason']}", "unknown")
-    ours = found["phases"] if found["phases"] != "none" else f"none: {found['reason']}"
-    if found.get("turn"):
+    ours, changes = found["phases"], found["accuracy_change"] or []
+    if found["turn"]:
         turn = found["turn"]
         ours += f"; turn at step {turn['value']:.0f} ({turn['low']:.0f} to {turn['high']:.0f})"
-    if found.get("accuracy_change"):
-        ours += "; accuracy " + ", then ".join(f"{change:+.2f}" for change in found["accuracy_change"])
-    holds = {"rise, then fall": "yes", "flat, then fall": "partly", "fall": "partly"}.get(found["phases"], "no")
+    if changes:
+        ours += "; accuracy " + ", then ".join(f"{change:+.2f}" for change in changes)
+    falls = found["phases"].endswith("fall")
+    learnt_first = len(changes) == 2 and changes[0] > 0.05 and abs(changes[1]) <= 0.05
+    holds = "yes" if found["phases"] == "rise, then fall" and learnt_first else "partly" if falls else "no"
     return Claim(finding, "turn near step 50,000", name, ours, holds)
 
 
-def _timing(name: str, decider: str, analyses: dict[str, Any]) -> Claim:
-    found = analyses["timing"]["expected_depth"]
-    early = decider == "early"
+def _timing(decider: str, name: str, found: dict[str, Any]) -> Claim:
+    """Holds by the sign of what is lost without the state, less what is lost without size and static features."""
+    found, early = found["expected_depth"], decider == "early"
     finding = (
         "Early depth is explained by size and static features"
         if early
         else "Online depth is explained by the state of the execution"
     )
     paper = (
-        f"size alone {_SIZE_ALONE_EARLY:.0%} of the variance" if early else "coefficients on the three state features"
+        f"size alone {_SIZE_ALONE_EARLY:.0%} of the variance" if early else "the three state features, whatever size"
     )
     if found["r2"] is None:
         return Claim(finding, paper, name, f"not measured: {found['reason']}", "unknown")
-    terms = found["terms"]
-    static, state = (terms.get(group, {}).get("lost") for group in ("static", "state"))
-    size = terms["size"]
-    ours = f"size alone {show(size['alone'])}; lost without state {show(state)}, without static {show(static)}"
-    if not static or not state:
+    terms, contrast = found["terms"], found["contrast"]
+    shares = {group: show(terms[group]["lost"]) for group in ("state", "size and static") if group in terms}
+    size = f"size alone {show(terms['size']['alone'])}; " if "size" in terms else ""
+    ours = size + "; ".join(f"lost without {group} {share}" for group, share in shares.items())
+    if contrast is None or contrast["low"] <= 0 <= contrast["high"]:
         return Claim(finding, paper, name, ours, "unknown")
-    # What each group adds that the other does not have; size counts with the static ones.
-    static_low, static_high = static["low"] + size["lost"]["low"], static["high"] + size["lost"]["high"]
-    if early:
-        clear, against = static_low > state["high"], static_high < state["low"]
-    else:
-        clear, against = state["low"] > static_high, state["high"] < static_low
-    return Claim(finding, paper, name, ours, "yes" if clear else "no" if against else "partly")
+    state_leads = contrast["low"] > 0
+    return Claim(finding, paper, name, ours, "yes" if state_leads != early else "no")

@@ -20,9 +20,24 @@ def learned(options: dict[str, Any]) -> Depths:
     return Depths("learned", options)
 
 
-def one_depth(depth: int, name: str = "fixed") -> Depths:
-    """The same depth for every token."""
-    return Depths(name, {"min_depth": depth, "max_depth": depth})
+def full_depth(depth: int) -> Depths:
+    """Every token as deep as the model goes."""
+    return Depths("full", {"min_depth": depth, "max_depth": depth})
+
+
+def one_depth(mean: float, max_depth: int, task: Task, batch: Batch, seed: int) -> Depths:
+    """One depth for all tokens of an example: the whole number below `mean`, or the one above, so that it is met."""
+    mean = min(max(mean, 1.0), float(max_depth))
+    low = int(mean)
+    rng = np.random.default_rng([seed, 0])
+    # Spread evenly rather than drawn, so that the share of the deeper ones is exact.
+    deeper = rng.permutation(np.arange(len(batch)) < round((mean - low) * len(batch)))
+    longest = task.longest_answer(int(batch.size.max()))
+    forced = []
+    for row, more in enumerate(deeper.tolist()):
+        length = int(max(batch.answer_start[row] + longest, batch.offsets[row + 1] - batch.offsets[row]))
+        forced.append([low + int(more)] * length)
+    return Depths("fixed", {}, forced)
 
 
 def matched_random(tokens: pd.DataFrame, task: Task, batch: Batch, seed: int) -> Depths:
@@ -46,7 +61,7 @@ def matched_random(tokens: pd.DataFrame, task: Task, batch: Batch, seed: int) ->
     for row in range(len(batch)):
         rng = np.random.default_rng([seed, row])
         answer = int(batch.answer_start[row]) - 1
-        length = answer + 1 + longest
+        length = int(max(answer + 1 + longest, batch.offsets[row + 1] - batch.offsets[row]))
         forced.append([int(rng.choice(pools[min(max(place - answer, least), largest)])) for place in range(length)])
     return Depths("random", {}, forced)
 
@@ -54,21 +69,23 @@ def matched_random(tokens: pd.DataFrame, task: Task, batch: Batch, seed: int) ->
 def oracle(tokens: pd.DataFrame, task: Task, batch: Batch) -> Depths:
     """The learned model's depths, dealt out anew: the hardest tokens of all answers get the deepest.
 
-    Only for the dataset's own answers: while answering, nobody knows how hard the next token will be. Prompts get the
-    mean depth that the learned model gave them, rounded.
+    Only for the dataset's own answers: while answering, nobody knows how hard the next token will be. Prompts keep the
+    depths that the learned model gave them.
 
     Args:
         tokens: Token table of the learned model.
         batch: Examples, with their own answers.
     """
     labels = task.label(batch)
-    prompt = max(1, round(float(tokens.loc[~tokens["is_answer"], "exit_depth"].mean())))
+    prompts = tokens[~tokens["is_answer"]].groupby("example")["exit_depth"].agg(list)
+    first_example = int(tokens["example"].min())
     given = np.sort(tokens.loc[tokens["is_answer"], "exit_depth"].to_numpy())
     where, hardness = [], []
     forced = []
     for row in range(len(batch)):
         first, last = int(batch.offsets[row]), int(batch.offsets[row + 1])
-        forced.append([prompt] * (last - first))
+        kept = prompts.loc[first_example + row]
+        forced.append([*kept, *[0] * (last - first - len(kept))])
         for position in range(int(batch.answer_start[row]) - 1, last - first):
             where.append((row, position))
             hardness.append(float(labels.token_difficulty[first + position]))
@@ -84,7 +101,8 @@ def oracle(tokens: pd.DataFrame, task: Task, batch: Batch) -> Depths:
 def with_stability(model: Any, threshold: float) -> Any:
     """The same weights, exiting where a token has stopped moving."""
     config = copy.deepcopy(model.config)
-    config.decider, config.stability_threshold = "stability", threshold
+    # `mode` looks at a whole q, which a rule that decides on the way does not have.
+    config.decider, config.stability_threshold, config.exit_rule = "stability", threshold, "quantile"
     other = type(model)(config)
     missing = other.load_state_dict(model.state_dict(), strict=False).missing_keys
     assert not missing, missing

@@ -44,12 +44,17 @@ def load_examples(dataset: str, config: str, split: str, rows: int) -> Batch:
             f"{dataset}, {config} lacks the columns {', '.join(sorted(missing))}: it is no dataset of these tasks."
         )
     ids = [encode(text) for text in table["text"]]
+    # Features that only the generator knows cannot be labelled again from the text.
+    features = table["features"] if "features" in table.column_names else []
+    names = list(features[0]) if len(features) else []
+    derived = {name: np.concatenate([np.array(row[name], np.int32) for row in features]) for name in names}
     return Batch(
         np.concatenate([np.array(own, np.int32) for own in ids]),
         np.concatenate([[0], np.cumsum([len(own) for own in ids])]),
         np.array(table["answer_start"], np.int32),
         np.array(table["size"], np.int32),
         np.zeros(len(ids), np.uint64),
+        derived,
     )
 
 

@@ -1,5 +1,6 @@
 """The pictures of a report. Each function draws one figure and gives the table behind it."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ def draw_alignment(runs: Sequence[Run]) -> Drawn:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
     parts = []
     for axis, (column, label) in zip(axes, panels, strict=True):
-        for color, run in zip(_COLORS, runs, strict=False):
+        for color, run in zip(itertools.cycle(_COLORS), runs, strict=False):
             answers = run.main[0][run.main[0]["is_answer"]]
             values = answers[column]
             if values.nunique() > 15:
@@ -103,11 +104,12 @@ def draw_generalization(runs: Sequence[Run]) -> Drawn:
     """Accuracy and mean depth by size, with the limit of training marked."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
     parts = []
-    for color, run in zip(_COLORS, runs, strict=False):
+    for color, run in zip(itertools.cycle(_COLORS), runs, strict=False):
         found = pd.DataFrame(by_size(run.every_example)).assign(run=run.name)
         for axis, name in zip(axes, ("accuracy", "depth"), strict=True):
             axis.plot(found["size"], found[name], marker="o", ms=4, color=color, label=run.name)
-            axis.fill_between(found["size"], found[f"{name}_low"], found[f"{name}_high"], color=color, alpha=0.2)
+            low, high = found[f"{name}_low"].astype(float), found[f"{name}_high"].astype(float)
+            axis.fill_between(found["size"], low, high, color=color, alpha=0.2)
         parts.append(found)
     for axis in axes:
         axis.axvline(runs[0].metrics["size_limit"] + 0.5, color="gray", ls="--", lw=1)
@@ -121,14 +123,14 @@ def draw_generalization(runs: Sequence[Run]) -> Drawn:
 
 def draw_phases(runs: Sequence[Run]) -> Drawn:
     """Depth and accuracy over training, with the turn that was found."""
-    logged = [(color, run) for color, run in zip(_COLORS, runs, strict=False) if len(run.log)]
+    logged = [(color, run) for color, run in zip(itertools.cycle(_COLORS), runs, strict=False) if len(run.log)]
     if not logged:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
     for color, run in logged:
         axes[0].plot(run.log["step"], run.log["depth"], marker=".", color=color, label=run.name)
         axes[1].plot(run.log["step"], run.log["accuracy"], marker=".", color=color, label=run.name)
-        turn = run.metrics["analyses"].get("dynamics", {}).get("turn")
+        turn = run.metrics["analyses"]["dynamics"].get("turn")
         if turn:
             axes[0].axvline(turn["value"], color=color, ls=":", lw=1)
     axes[0].set_ylabel("iterations per answer token")
@@ -144,7 +146,7 @@ def draw_timing(runs: Sequence[Run]) -> Drawn:
     """Shares of the variance of expected depth: what each term explains alone, and what is lost without it."""
     rows = []
     for run in runs:
-        found = run.metrics["analyses"].get("timing", {}).get("expected_depth", {})
+        found = run.metrics["analyses"]["timing"].get("expected_depth", {})
         for term, shares in found.get("terms", {}).items():
             for kind in ("alone", "lost"):
                 rows.append({"run": run.name, "term": term, "kind": kind, **shares[kind]})
@@ -177,14 +179,14 @@ def draw_timing(runs: Sequence[Run]) -> Drawn:
 
 
 def draw_cost(runs: Sequence[Run]) -> Drawn:
-    """Accuracy against FLOPs: the sweeps of each checkpoint, and the controls."""
+    """Accuracy against FLOPs: sweeps of each checkpoint (on fewer rows), and the controls (on all)."""
     rows = []
     for run in runs:
         sweep, controls = run.metrics["sweep"], run.metrics["controls"]
-        for point in sweep if isinstance(sweep, list) else []:
+        for point in sweep:
             rows.append({"run": run.name, "kind": point["setting"], "label": point["value"], **_pick(point)})
-        for point in controls if isinstance(controls, list) else []:
-            if point["flops_share"] is not None:
+        for point in controls:
+            if point["accuracy"]["value"] is not None:
                 rows.append({"run": run.name, "kind": "control", "label": point["depths"], **_pick(point)})
     table = pd.DataFrame(rows)
     if not len(table):

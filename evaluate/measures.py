@@ -1,9 +1,11 @@
 """The four analyses of a finished run, by the metrics' own functions."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from metrics.alignment.analysis import align
 from metrics.dynamics.analysis import find_phases
@@ -15,42 +17,87 @@ Tables = dict[str, tuple[pd.DataFrame, pd.DataFrame]]
 # Depth as allocated; as the decider expected it on the path taken; and as it would have with all tokens at D.
 DEPTHS = ("exit_depth", "expected_depth", "expected_depth_full")
 
+# Answer positions are alike in place if they are alike in their distance from either end, up to this.
+_PLACES = 3
 
-def measure(tables: Tables, split: str, limit: int, log: Path | None, arguments: Any) -> dict[str, Any]:
-    """All four. What cannot be measured has None with a `reason`.
+
+def measure(
+    tables: Tables,
+    given: tuple[pd.DataFrame, pd.DataFrame] | None,
+    split: str,
+    limit: int,
+    log: Path | None,
+    arguments: Any,
+) -> dict[str, Any]:
+    """All four. What cannot be measured has None, or nothing, with a `reason`; it takes nothing else with it.
 
     Args:
         tables: (token table, example table) by split.
+        given: The tables of the dataset's own answers: where answers are sampled, alignment and timing are measured on
+            these.
         split: The one that alignment and timing are measured on.
         limit: Largest size of training.
         log: log.jsonl of the training, if known.
     """
-    tokens, examples = tables[split]
-    answers = tokens[tokens["is_answer"]]
-    resamples, seed = arguments.resamples, arguments.seed
-    by_example = (
-        answers.groupby("example")[list(DEPTHS)]
-        .mean()
-        .join(examples.set_index("example")[["size", "difficulty", "correct"]])
-    )
-    by_example = by_example.reset_index()
-    by_token = answers.assign(difficulty=answers["token_difficulty"])
+    tokens, examples = tables[split] if given is None else given
     every = pd.concat([own for _, own in tables.values()], ignore_index=True)
+    answers = tokens[tokens["is_answer"]]
     return {
-        "alignment": {
-            "per_example": {depth: align(by_example, depth, resamples=resamples, seed=seed) for depth in DEPTHS},
-            "per_token": {depth: align(by_token, depth, resamples=resamples, seed=seed) for depth in DEPTHS},
-        },
-        "generalization": {"by_size": by_size(every), "beyond": beyond_training(every, limit)},
-        "dynamics": measure_dynamics(log),
-        "timing": {depth: measure_timing(answers, depth, resamples, seed) for depth in DEPTHS},
+        "alignment": _guard(lambda: measure_alignment(answers, examples, arguments)),
+        "generalization": _guard(lambda: {"by_size": by_size(every), "beyond": beyond_training(every, limit)}),
+        "dynamics": _guard(lambda: measure_dynamics(log)),
+        "timing": _guard(
+            lambda: {depth: measure_timing(answers, depth, arguments.resamples, arguments.seed) for depth in DEPTHS}
+        ),
     }
+
+
+def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: Any) -> dict[str, Any]:
+    """Correlations per example and per token, and what of them is left when depths are dealt out by place alone.
+
+    Per example, depth is the mean over the answer (`per_example`); over all but the position that predicts its end
+    (`but_end`), which is easy and weighs the more the shorter the answer is; or that at `<ans>` alone (`first`).
+    `same_place` is `per_example` with each position's depth swapped for that of another example at the same place:
+    what is left there is due to the length of answers, not to what they hold.
+    """
+    place = answers.groupby("example").cumcount()
+    to_end = answers.groupby("example").cumcount(ascending=False)
+    units = {
+        "per_example": answers,
+        "but_end": answers[(to_end > 0) | (place == 0)],
+        "first": answers[place == 0],
+        "same_place": _swap_alike(answers, place, to_end, arguments.seed),
+    }
+    facts = examples.set_index("example")[["size", "difficulty", "correct"]]
+    found = {}
+    for unit, rows in units.items():
+        table = rows.groupby("example")[list(DEPTHS)].mean().join(facts).reset_index()
+        found[unit] = _align_all(table, arguments)
+    found["per_token"] = _align_all(answers.assign(difficulty=answers["token_difficulty"]), arguments)
+    return found
+
+
+def _align_all(table: pd.DataFrame, arguments: Any) -> dict[str, Any]:
+    return {depth: align(table, depth, resamples=arguments.resamples, seed=arguments.seed) for depth in DEPTHS}
+
+
+def _swap_alike(answers: pd.DataFrame, place: pd.Series, to_end: pd.Series, seed: int) -> pd.DataFrame:
+    """The table with depths permuted among positions that are as far from the beginning and from the end."""
+    rng = np.random.default_rng(seed)
+    swapped = answers.copy()
+    groups = answers.groupby([place.clip(upper=_PLACES), to_end.clip(upper=_PLACES)]).indices
+    for rows in groups.values():
+        order = rng.permutation(rows)
+        for depth in DEPTHS:
+            column = swapped.columns.get_loc(depth)
+            swapped.iloc[rows, column] = answers.iloc[order, column].to_numpy()
+    return swapped
 
 
 def measure_dynamics(log: Path | None) -> dict[str, Any]:
     """The phases of depth at answers, by the evaluations on the validation split that were made on the way."""
     if log is None:
-        return {"phases": None, "reason": "no log.jsonl of the training was found; --log says where it is"}
+        return {"phases": None, "reason": "no log.jsonl of the training was found; --training_log says where it is"}
     points = read_evaluations(log)
     if not len(points):
         return {"phases": None, "reason": f"{log} has no evaluations"}
@@ -58,15 +105,28 @@ def measure_dynamics(log: Path | None) -> dict[str, Any]:
 
 
 def read_evaluations(log: Path) -> pd.DataFrame:
-    """`step`, `depth`, `depth_all`, `accuracy` of the validation split on the way."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    kept = [line for line in lines if line.get("kind") == "evaluation" and line.get("split") == "validation"]
-    return pd.DataFrame([{name: line[name] for name in ("step", "depth", "depth_all", "accuracy")} for line in kept])
+    """`step`, `depth`, `depth_all`, `accuracy` of the validation split on the way. Lines cut by a kill are left out."""
+    kept = []
+    for text in log.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if line.get("kind") == "evaluation" and line.get("split") == "validation":
+            kept.append({name: line[name] for name in ("step", "depth", "depth_all", "accuracy")})
+    return pd.DataFrame(kept)
 
 
 def measure_timing(answers: pd.DataFrame, depth: str, resamples: int, seed: int) -> dict[str, Any]:
     """The regression on the task's features."""
     features = [name for name in answers.columns if name.endswith((STATIC, STATE))]
     if not features:
-        return {"r2": None, "terms": {}, "reason": "the task has no features"}
+        return {"r2": None, "terms": {}, "contrast": None, "reason": "the text has no features"}
     return explain_depth(answers[["example", "size", depth, *features]], depth, min(resamples, 200), seed)
+
+
+def _guard(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return compute()
+    except Exception as error:
+        return {"reason": f"{type(error).__name__}: {error}"}

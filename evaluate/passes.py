@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from datasets_scripts import Batch, Task
-from datasets_scripts.answers import Answer, ask
+from datasets_scripts.answers import ask
 from datasets_scripts.vocabulary import PAD, WORDS
 
 
@@ -35,47 +35,84 @@ def run_examples(
     """(one row a token, one row an example) of what the model answered.
 
     The token table has, for each token that was run: `example` (counted from `first`), `position`, `token`, `is_answer`
-    (the next token is part of the answer), `exit_depth`, `expected_depth` (on the path taken), `expected_depth_full`
-    (of the whole distribution, with all tokens at D), `nll` of the token that follows, `correct`, `size`, `difficulty`,
-    `token_difficulty` and the task's features, all labelled from what the model wrote.
+    (the next token is part of the answer), `exit_depth` (of `generate`), `expected_depth` (on the path taken),
+    `expected_depth_full` (of the whole distribution, with all tokens at D), `nll` of the token that follows, `correct`,
+    `size`, `difficulty`, `token_difficulty` and the task's features, all labelled from what the model wrote.
     """
     answers = ask(model, task, batch, batch_size, seed, depths.forced, **depths.options)
-    written = _as_batch(batch, answers)
-    labels = task.label(written)
-    measured = list(_measure(model, written, depths, batch_size))
+    written = Batch(
+        np.concatenate([np.array(answer.tokens, np.int32) for answer in answers]),
+        np.concatenate([[0], np.cumsum([len(answer.tokens) for answer in answers])]),
+        np.array([answer.prompt_length for answer in answers], np.int32),
+        np.array(
+            [task.written_size(answer.tokens, int(size)) for answer, size in zip(answers, batch.size, strict=True)],
+            np.int32,
+        ),
+        batch.instance,
+    )
+    # Every other figure is of the very path that `generate` took. Its last token was not run.
+    taken = [[*(answer.depths or [])[:-1], 1] for answer in answers]
+    tokens, examples = _tabulate(model, task, written, Depths(depths.name, {}, taken), first, batch_size)
+    correct = pd.Series([answer.verdict.correct for answer in answers])
+    tokens["correct"] = correct.loc[tokens["example"] - first].to_numpy()
+    examples["correct"] = correct
+    examples["reason"] = [answer.verdict.reason for answer in answers]
+    return tokens, examples
+
+
+def run_given(
+    model: Any, task: Task, batch: Batch, depths: Depths, first: int, batch_size: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same tables for the dataset's own answers, given to the model.
+
+    The example table also has mean `nll`, `hit` (each token of the answer was the likeliest) and, where the task knows
+    the exact distribution, `kl`, the mean KL from it to the model's over the answer, in nats. All count as correct.
+    """
+    tokens, examples = _tabulate(model, task, batch, depths, first, batch_size)
+    return tokens.assign(correct=True), examples.assign(correct=True, reason="")
+
+
+def _tabulate(
+    model: Any, task: Task, batch: Batch, depths: Depths, first: int, batch_size: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(token table, example table) of a batch as it stands; its answers begin at `answer_start`."""
+    labels = task.label(batch)
+    features = {**labels.features, **batch.derived}
     tokens, examples = [], []
-    for row, (answer, own) in enumerate(zip(answers, measured, strict=True)):
-        length = len(answer.tokens) - 1
-        here = slice(written.offsets[row], written.offsets[row] + length)
-        at_answer = np.arange(length) >= answer.prompt_length - 1
+    for row, own in enumerate(_measure(model, task, batch, depths, batch_size)):
+        length = len(own["exit_depth"])
+        here = slice(batch.offsets[row], batch.offsets[row] + length)
+        at_answer = np.arange(length) >= batch.answer_start[row] - 1
+        words = [WORDS[token] for token in batch.tokens[batch.offsets[row] : batch.offsets[row + 1]]]
+        kl = own.pop("kl", None)
         tokens.append(
             pd.DataFrame(
                 {
                     "example": first + row,
                     "position": np.arange(length),
-                    "token": [WORDS[token] for token in answer.tokens[:length]],
+                    "token": words[:length],
                     "is_answer": at_answer,
-                    **{name: values[:length] for name, values in own.items()},
-                    "correct": answer.verdict.correct,
+                    **own,
                     "size": batch.size[row],
                     "difficulty": labels.difficulty[row],
                     "token_difficulty": labels.token_difficulty[here],
-                    **{name: values[here] for name, values in labels.features.items()},
+                    **{name: values[here] for name, values in features.items()},
                 }
             )
         )
-        spent = own["exit_depth"][:length]
+        spent = own["exit_depth"]
         examples.append(
             {
                 "example": first + row,
                 "size": int(batch.size[row]),
                 "difficulty": int(labels.difficulty[row]),
-                "correct": answer.verdict.correct,
-                "reason": answer.verdict.reason,
-                "text": " ".join(WORDS[token] for token in answer.tokens),
+                "text": " ".join(words),
                 "depth": float(spent[at_answer].mean()),
                 "depth_all": float(spent.mean()),
                 "num_tokens": length,
+                "nll": float(own["nll"][at_answer].mean()),
+                "hit": bool(own["hit"][at_answer].all()),
+                **({} if kl is None else {"kl": float(kl[at_answer].mean())}),
                 "flops": _cost(model, spent),
                 "flops_full": _cost(model, np.full(length, model.config.max_depth)),
             }
@@ -83,53 +120,23 @@ def run_examples(
     return pd.concat(tokens, ignore_index=True), pd.DataFrame(examples)
 
 
-def score_given_answers(model: Any, batch: Batch, depths: Depths, batch_size: int) -> pd.DataFrame:
-    """On the dataset's own answers, given to the model: mean `nll`, `hit` (each token was the likeliest) and depths."""
-    rows = []
-    for row, own in enumerate(_measure(model, batch, depths, batch_size)):
-        start, length = int(batch.answer_start[row]), int(batch.offsets[row + 1] - batch.offsets[row])
-        answer = slice(start - 1, length - 1)
-        rows.append(
-            {
-                "nll": float(own["nll"][answer].mean()),
-                "hit": bool(own["hit"][answer].all()),
-                "depth": float(own["exit_depth"][answer].mean()),
-                "depth_all": float(own["exit_depth"][: length - 1].mean()),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _as_batch(batch: Batch, answers: list[Answer]) -> Batch:
-    """What the model wrote, as a batch that a task can label."""
-    lengths = [len(answer.tokens) for answer in answers]
-    return Batch(
-        np.concatenate([np.array(answer.tokens, np.int32) for answer in answers]),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        np.array([answer.prompt_length for answer in answers], np.int32),
-        batch.size,
-        batch.instance,
-    )
-
-
-def _measure(model: Any, batch: Batch, depths: Depths, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Depths and likelihoods of every token of every example, by forwards over the whole text.
-
-    A cached run gives the same depths, as the model's tests show; so those of `generate` are not asked for.
-    """
+def _measure(model: Any, task: Task, batch: Batch, depths: Depths, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Depths and likelihoods of every token of every example but its last, by forwards over whole texts."""
     lengths = np.diff(batch.offsets)
     order = np.argsort(lengths, kind="stable")
     found: dict[int, dict[str, np.ndarray]] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size].tolist()
-        for row, own in zip(rows, _measure_together(model, batch, rows, depths), strict=True):
+        for row, own in zip(rows, _measure_together(model, task, batch, rows, depths), strict=True):
             found[row] = own
     for row in range(len(batch)):
         yield found[row]
 
 
 @torch.no_grad()
-def _measure_together(model: Any, batch: Batch, rows: list[int], depths: Depths) -> list[dict[str, np.ndarray]]:
+def _measure_together(
+    model: Any, task: Task, batch: Batch, rows: list[int], depths: Depths
+) -> list[dict[str, np.ndarray]]:
     lengths = [int(batch.offsets[row + 1] - batch.offsets[row]) for row in rows]
     input_ids = torch.full((len(rows), max(lengths)), PAD)
     for place, row in enumerate(rows):
@@ -156,9 +163,20 @@ def _measure_together(model: Any, batch: Batch, rows: list[int], depths: Depths)
         "hit": log_p.argmax(-1) == targets,
     }
     arrays: dict[str, np.ndarray] = {name: values.cpu().numpy() for name, values in columns.items()}
-    return [
-        {name: values[place, : lengths[place] - 1] for name, values in arrays.items()} for place in range(len(rows))
+    found = [
+        {name: values[place, : length - 1] for name, values in arrays.items()} for place, length in enumerate(lengths)
     ]
+    for place, row in enumerate(rows):
+        exact = task.exact_distribution(batch.tokens[batch.offsets[row] : batch.offsets[row + 1] - 1])
+        if exact is not None:
+            found[place]["kl"] = _divergence(*exact, log_p[place, : lengths[place] - 1].cpu().numpy())
+    return found
+
+
+def _divergence(outcomes: list[int], exact: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+    """KL(exact || model) in nats at every position: exact (n, outcomes), the model's log p (n, V) -> (n,)."""
+    logs = np.log(exact, out=np.zeros_like(exact), where=exact > 0)
+    return (exact * (logs - log_p[:, outcomes])).sum(axis=1)
 
 
 def _cost(model: Any, exit_depths: np.ndarray) -> int:

@@ -8,7 +8,7 @@ Runs of one dataset's config are shown together; several configs become several 
 import base64
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ class ReportArguments:
     out: str = field(default="build/report", metadata={"help": "Folder of the report."})
 
 
+_UNITS = {
+    "per_example": "mean over the answer",
+    "same_place": "the same, depths dealt out by place alone",
+    "but_end": "mean over the answer without its end",
+    "first": "at <ans> alone",
+    "per_token": "each answer position, with its own difficulty",
+}
+
+
 class ReportError(ValueError):
     """Something that the user can mend."""
 
@@ -44,14 +53,28 @@ def read_run(folder: Path) -> Run:
         for split in metrics["splits"]
     }
     log = folder / "log.jsonl"
-    return Run(folder.name, metrics, tables, read_evaluations(log) if log.is_file() else pd.DataFrame())
+    return Run(str(folder), metrics, tables, read_evaluations(log) if log.is_file() else pd.DataFrame())
+
+
+def name_apart(runs: list[Run]) -> list[Run]:
+    """The runs, named by as few of the last parts of their paths as tell them apart."""
+    paths = [Path(run.name).resolve() for run in runs]
+    if len(set(paths)) < len(paths):
+        raise ReportError("A run is named twice.")
+    count = next(n for n in range(1, 100) if len({path.parts[-n:] for path in paths}) == len(paths))
+    return [replace(run, name="/".join(path.parts[-count:])) for run, path in zip(runs, paths, strict=True)]
 
 
 def write_report(runs: list[Run], out: Path) -> Path:
     """Writes report.html and the figures of every chapter; the path of the page."""
+    runs = name_apart(runs)
     chapters: dict[str, list[Run]] = {}
     for run in runs:
         chapters.setdefault(run.metrics["config"], []).append(run)
+    for config, own in chapters.items():
+        rows = {run.metrics["rows_digest"] for run in own}
+        if len(rows) > 1:
+            raise ReportError(f"The runs of {config} were made on different rows; report on them apart.")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     content = [
         {
@@ -112,17 +135,17 @@ def _summarize(run: Run) -> dict[str, Any]:
 
 
 def _list_alignment(run: Run) -> list[dict[str, str]]:
-    found = run.metrics["analyses"].get("alignment")
-    if not found:
+    found = run.metrics["analyses"]["alignment"]
+    if set(found) == {"reason"}:
         return []
     rows = []
-    for unit in ("per_example", "per_token"):
+    for unit, meaning in _UNITS.items():
         for subset in ("correct", "all"):
             own = found[unit]["exit_depth"][subset]
             rows.append(
                 {
                     "run": run.name,
-                    "items": f"{subset} items, {unit.replace('_', ' ')}",
+                    "items": f"{meaning}, {subset} items",
                     **{name.replace(" ", "_"): show(estimate) for name, estimate in own.items()},
                 }
             )
@@ -130,9 +153,6 @@ def _list_alignment(run: Run) -> list[dict[str, str]]:
 
 
 def _list_controls(run: Run) -> list[dict[str, str]]:
-    found = run.metrics["controls"]
-    if not isinstance(found, list):
-        return []
     return [
         {
             "run": run.name,
@@ -140,11 +160,11 @@ def _list_controls(run: Run) -> list[dict[str, str]]:
             "accuracy": show(point["accuracy"], 3),
             "depth": f"{point['depth']:.2f}",
             "depth_all": f"{point['depth_all']:.2f}",
-            "flops": "" if point["flops_share"] is None else f"{point['flops_share']:.0%}",
-            "given_nll": f"{point['given_nll']:.3f}",
-            "given_hit": f"{point['given_hit']:.3f}",
+            "flops": f"{point['flops_share']:.0%}",
+            "given_nll": show(point["given_nll"], 3),
+            "given_hit": show(point["given_hit"], 3),
         }
-        for point in found
+        for point in run.metrics["controls"]
     ]
 
 

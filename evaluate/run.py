@@ -8,6 +8,7 @@ Examples are answered in parts; if the run is stopped, the same command goes on 
 share the parts: `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 evaluate/run.py ...`.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -26,6 +27,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from controls import (
+    full_depth,
     histogram,
     learned,
     matched_random,
@@ -36,13 +38,13 @@ from controls import (
 )
 from examples import EvaluationError, check_tokenizer, load_examples, open_task, take
 from measures import measure
-from passes import Depths, run_examples, score_given_answers
+from passes import Depths, run_examples, run_given
 from statsmodels.stats.proportion import proportion_confint
 from transformers import AutoModelForCausalLM, HfArgumentParser
 
 import modeling_anira  # noqa: F401 (registers the Auto classes, so that a folder without code loads as well)
+from datasets_scripts import Batch
 
-CONTROLS = ("fixed", "random", "stability")
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -69,7 +71,7 @@ class EvaluationArguments:
     seed: int = field(default=0, metadata={"help": "Of sampled answers, random depths and bootstraps."})
     resamples: int = field(default=500, metadata={"help": "Of each bootstrap."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
-    log: str | None = field(
+    training_log: str | None = field(
         default=None, metadata={"help": "log.jsonl of the training; by default that beside the model, if there is one."}
     )
 
@@ -93,34 +95,51 @@ class Evaluation:
     def run(self) -> dict[str, Any]:
         """Answers, controls, analyses; what metrics.json holds."""
         arguments, main_split = self.arguments, self.arguments.splits[0]
-        tables = {split: self._answer(split, learned({}), self.model) for split in arguments.splits}
-        tokens, examples = tables[main_split]
-        metrics = {
-            **self._describe(),
-            "accuracy": rate(examples["correct"]),
-            "depth": mean_depth(tokens, answers=True),
-            "depth_all": mean_depth(tokens, answers=False),
-            "depth_histogram": histogram(tokens),
-            "flops": int(examples["flops"].sum()),
-            "flops_full": int(examples["flops_full"].sum()),
-            "analyses": self._guarded(
-                lambda: measure(tables, main_split, self.task.config.max_size, self._find_log(), arguments)
-            ),
-            "controls": self._guarded(lambda: self._run_controls(main_split, tokens, examples)),
-            "sweep": self._guarded(lambda: self._sweep(main_split)),
-            "wall_seconds": time.perf_counter() - self.begun,
-        }
+        own = learned(self._own_options())
+        tables = {split: self._answer(split, own, self.model) for split in arguments.splits}
+        given = self._read_given(main_split, own, self.model)
         if self.accelerator.is_main_process:
-            for split, (own_tokens, own_examples) in tables.items():
-                write_whole(own_tokens, self.out / split / "tokens.parquet")
-                write_whole(own_examples, self.out / split / "examples.parquet")
-            if log := self._find_log():
-                shutil.copyfile(log, self.out / "log.jsonl")
-            text = json.dumps(without_nan(metrics), indent=1)
-            (self.out / "metrics.unfinished").write_text(text)
-            (self.out / "metrics.unfinished").replace(self.out / "metrics.json")
+            for split, both in {**tables, f"{main_split}-given": given}.items():
+                for kind, table in zip(("tokens", "examples"), both, strict=True):
+                    write_whole(table, self.out / split / f"{kind}.parquet")
+        controls = self._run_controls(main_split, tables[main_split], given) if arguments.controls else []
+        sweep = self._sweep(main_split)
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return {}
+        tokens, examples = tables[main_split]
+        log = self._find_log()
+        metrics = without_nan(
+            {
+                **self._describe(),
+                "accuracy": rate(examples["correct"]),
+                "depth": mean_depth(tokens, answers=True),
+                "depth_all": mean_depth(tokens, answers=False),
+                "depth_histogram": histogram(tokens),
+                "flops": int(examples["flops"].sum()),
+                "flops_full": int(examples["flops_full"].sum()),
+                "given": {name: mean_of(given[1][name]) for name in ("nll", "hit", "kl") if name in given[1]},
+                "analyses": measure(
+                    tables, given if self.task.sampled else None, main_split, self.task.config.max_size, log, arguments
+                ),
+                "controls": controls,
+                "sweep": sweep,
+                "wall_seconds": time.perf_counter() - self.begun,
+            }
+        )
+        if log and log.is_file():
+            shutil.copyfile(log, self.out / "log.jsonl")
+        unfinished = self.out / "metrics.unfinished"
+        unfinished.write_text(json.dumps(metrics, indent=1))
+        unfinished.replace(self.out / "metrics.json")
         self.accelerator.wait_for_everyone()
         return metrics
+
+    def _own_options(self) -> dict[str, Any]:
+        """What the checkpoint's generation config says of its exits: forwards must be told, `generate` knows."""
+        names = ("min_depth", "max_depth", "exit_quantile", "exit_rule")
+        said = {name: getattr(self.model.generation_config, name, None) for name in names}
+        return {name: value for name, value in said.items() if value is not None}
 
     def _load_model(self) -> Any:
         try:
@@ -135,14 +154,20 @@ class Evaluation:
 
     def _open_folder(self) -> None:
         """Makes the folder, or takes up what it holds. Refuses that of another evaluation."""
-        ignored = {"out", "batch_size"}
+        # What answers do not depend on may be added or changed when the command is run again.
+        ignored = {"out", "resamples", "training_log", "controls", "sweep_rows"}
+        ignored |= set() if self.task.sampled else {"batch_size"}
         settings = {name: value for name, value in asdict(self.arguments).items() if name not in ignored}
+        settings["fingerprint"] = fingerprint(self.model, self.batches)
         kept = self.out / "arguments.json"
         if kept.exists():
             known = json.loads(kept.read_text())
             differing = sorted(name for name in settings if settings[name] != known.get(name))
             if differing:
-                raise EvaluationError(f"{self.out} holds an evaluation whose {', '.join(differing)} differ.")
+                raise EvaluationError(
+                    f"{self.out} holds an evaluation whose {', '.join(differing)} differ (the fingerprint is that of "
+                    "the weights and of the rows); choose another --out."
+                )
         elif self.out.exists() and any(self.out.iterdir()):
             raise EvaluationError(f"`out` is {self.out}, which holds something else; choose a new folder.")
         self.accelerator.wait_for_everyone()
@@ -183,52 +208,39 @@ class Evaluation:
         ]
         return both[0], both[1]
 
-    def _run_controls(self, split: str, tokens: pd.DataFrame, examples: pd.DataFrame) -> list[dict[str, Any]]:
+    def _read_given(self, split: str, depths: Depths, model: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The tables of the dataset's own answers, given to the model."""
+        return run_given(model, self.task, self.batches[split], depths, 0, self.arguments.batch_size)
+
+    def _run_controls(
+        self,
+        split: str,
+        answered: tuple[pd.DataFrame, pd.DataFrame],
+        given: tuple[pd.DataFrame, pd.DataFrame],
+    ) -> list[dict[str, Any]]:
         """One row for the learned model, full depth, and each control: accuracy, depths, FLOPs, and likelihoods."""
-        if not self.arguments.controls:
-            return []
         model, task, batch, arguments = self.model, self.task, self.batches[split], self.arguments
-        mean = float(tokens["exit_depth"].mean())
-        nearest = min(max(round(mean), 1), model.config.max_depth)
-        stable = matched_stability(
-            model, task, take(batch, rows_for_threshold(batch)), mean, arguments.batch_size, arguments.seed
-        )
-        random = matched_random(tokens, task, batch, arguments.seed)
-        chosen = [
-            (learned({}), model),
-            (one_depth(model.config.max_depth, "full"), model),
-            (one_depth(nearest), model),
-            (random, model),
-            (Depths("stability", {}), stable),
-        ]
-        rows = []
-        for depths, runner in chosen:
-            own, answered = (tokens, examples) if depths.name == "learned" else self._answer(split, depths, runner)
-            given = score_given_answers(runner, batch, depths, arguments.batch_size)
+        tokens = answered[0]
+        mean, deepest, seed = float(tokens["exit_depth"].mean()), model.config.max_depth, arguments.seed
+        rows = [_describe_control("learned", answered, given)]
+        choices: dict[str, Callable[[], tuple[Depths, Any]]] = {
+            "full": lambda: (full_depth(deepest), model),
+            "fixed": lambda: (one_depth(mean, deepest, task, batch, seed), model),
+            "random": lambda: (matched_random(tokens, task, batch, seed), model),
+            "stability": lambda: (
+                Depths("stability", {}),
+                matched_stability(
+                    model, task, take(batch, rows_for_threshold(batch)), mean, arguments.batch_size, seed
+                ),
+            ),
+        }
+        for name, choose in choices.items():
+            depths, runner = choose()
             rows.append(
-                {
-                    "depths": depths.name,
-                    "accuracy": rate(answered["correct"]),
-                    "depth": float(own.loc[own["is_answer"], "exit_depth"].mean()),
-                    "depth_all": float(own["exit_depth"].mean()),
-                    "flops_share": float(answered["flops"].sum() / answered["flops_full"].sum()),
-                    "given_nll": float(given["nll"].mean()),
-                    "given_hit": float(given["hit"].mean()),
-                }
+                _describe_control(name, self._answer(split, depths, runner), self._read_given(split, depths, runner))
             )
-        given = score_given_answers(model, batch, oracle(tokens, task, batch), arguments.batch_size)
-        rows.append(
-            {
-                "depths": "oracle",
-                "accuracy": {"value": None, "low": None, "high": None, "reason": "only on given answers"},
-                "depth": float(given["depth"].mean()),
-                "depth_all": float(given["depth_all"].mean()),
-                "flops_share": None,
-                "given_nll": float(given["nll"].mean()),
-                "given_hit": float(given["hit"].mean()),
-            }
-        )
-        return rows
+        dealt = self._read_given(split, oracle(given[0], task, batch), model)
+        return [*rows, _describe_control("oracle", None, dealt)]
 
     def _sweep(self, split: str) -> list[dict[str, Any]]:
         """Accuracy against cost as `exit_quantile` and `max_depth` of this one checkpoint move."""
@@ -255,21 +267,11 @@ class Evaluation:
             )
         return found
 
-    def _guarded(self, compute: Callable[[], Any]) -> Any:
-        """What `compute` finds; an error in it is noted, and loses nothing that was found before."""
-        try:
-            return compute()
-        except Exception as error:
-            if self.accelerator.num_processes > 1:
-                raise  # the others wait
-            print(f"run.py: left out, since {type(error).__name__}: {error}", file=sys.stderr)
-            return {"reason": f"{type(error).__name__}: {error}"}
-
     def _find_log(self) -> Path | None:
         beside = Path(self.arguments.model).parent / "log.jsonl"
         inside = Path(self.arguments.model) / "log.jsonl"
-        if self.arguments.log:
-            return Path(self.arguments.log)
+        if self.arguments.training_log:
+            return Path(self.arguments.training_log)
         return next((path for path in (inside, beside) if path.is_file()), None)
 
     def _describe(self) -> dict[str, Any]:
@@ -283,6 +285,9 @@ class Evaluation:
             "splits": self.arguments.splits,
             "rows": {split: len(batch) for split, batch in self.batches.items()},
             "seed": self.arguments.seed,
+            "rows_digest": hashlib.sha256(
+                b"".join(batch.tokens.tobytes() for batch in self.batches.values())
+            ).hexdigest(),
             "decider": config.decider,
             "max_depth": config.max_depth,
             "size_limit": self.task.config.max_size,
@@ -291,6 +296,48 @@ class Evaluation:
             "versions": {name: importlib.metadata.version(name) for name in names},
             "commit": _read_commit(),
         }
+
+
+def _describe_control(
+    name: str,
+    answered: tuple[pd.DataFrame, pd.DataFrame] | None,
+    given: tuple[pd.DataFrame, pd.DataFrame],
+) -> dict[str, Any]:
+    """A row of the table of controls; without answers, depths are those on the dataset's own."""
+    tokens, examples = answered or given
+    return {
+        "depths": name,
+        "accuracy": rate(examples["correct"])
+        if answered
+        else {"value": None, "low": None, "high": None, "reason": "only on given answers"},
+        "depth": mean_depth(tokens, answers=True),
+        "depth_all": mean_depth(tokens, answers=False),
+        "flops_share": float(examples["flops"].sum() / examples["flops_full"].sum()),
+        "given_depth": mean_depth(given[0], answers=True),
+        "given_nll": mean_of(given[1]["nll"]),
+        "given_hit": mean_of(given[1]["hit"]),
+    }
+
+
+def mean_of(values: pd.Series) -> dict[str, Any]:
+    """A mean over examples with its 95 % interval (1.96 standard errors)."""
+    numbers = values.astype(float)
+    margin = 1.96 * float(numbers.std(ddof=1)) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
+    mean = float(numbers.mean())
+    return {"value": mean, "low": mean - margin, "high": mean + margin, "n": len(numbers)}
+
+
+def fingerprint(model: Any, batches: dict[str, Batch]) -> str:
+    """A hash of what answers depend on: the weights, the settings, and the rows."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    found.update(model.config.to_json_string().encode())
+    found.update(model.generation_config.to_json_string().encode())
+    for batch in batches.values():
+        found.update(batch.tokens.tobytes())
+    return found.hexdigest()
 
 
 def rate(correct: pd.Series) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def test_a_planted_failure_beyond_the_limit_is_found():
     assert found["depth_change"]["low"] < 2.25 < found["depth_change"]["high"]
     same = beyond_training(made_examples().assign(correct=True, depth=2.0), limit=10)
     assert same["verdict"] == "accuracy stays while depth stays"
-    assert beyond_training(made_examples(), limit=30)["reason"] == "no examples beyond the limit"
+    assert found["depth_slope"]["low"] < 0.25 < found["depth_slope"]["high"]
+    assert beyond_training(made_examples(), limit=30)["reason"] == "0 examples beyond the limit"
     assert beyond_training(made_examples(), limit=2)["verdict"] is None
 
 
@@ -122,7 +123,7 @@ def test_by_size_counts_and_covers():
         assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
     covered = sum(row["depth_low"] <= row["size"] / 4 <= row["depth_high"] for row in rows)
     assert covered >= 15
-    assert by_size(pd.DataFrame({"size": [3], "correct": [True], "depth": [2.0]}))[0]["depth_low"] == 2.0
+    assert by_size(pd.DataFrame({"size": [3], "correct": [True], "depth": [2.0]}))[0]["depth_low"] is None
 
 
 def made_curve(turn=40, points=100, noise=0.05, up=0.05, down=-0.03):
@@ -151,12 +152,17 @@ def test_a_planted_turn_is_found_and_none_where_there_is_none():
     assert late["phases"] == "flat, then fall"
 
 
-def test_pure_noise_seldom_has_phases():
+@pytest.mark.parametrize("alike", [0.0, 0.5, 0.8])
+def test_pure_noise_seldom_has_phases(alike):
+    """Nor noise in which neighbouring steps are alike, as those of training are."""
     found = 0
-    for seed in range(50):
-        depth = np.random.default_rng(seed).normal(3, 0.5, 40)
-        found += find_phases(list(range(40)), depth.tolist())["phases"] == "rise, then fall"
-    assert found <= 3
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        depth = [rng.normal()]
+        while len(depth) < 60:
+            depth.append(alike * depth[-1] + rng.normal())
+        found += find_phases(list(range(60)), depth)["phases"] == "rise, then fall"
+    assert found <= 5
 
 
 def test_curves_that_say_nothing_have_a_reason():
@@ -197,7 +203,7 @@ def test_a_planted_regression_is_found():
     assert abs(found["terms"]["enabled_state"]["coefficient"]["value"]) < 0.1
     for shares in found["terms"].values():
         for kind in ("alone", "lost"):
-            assert -1e-9 <= shares[kind]["low"] <= shares[kind]["high"] <= 1
+            assert -0.05 <= shares[kind]["low"] <= shares[kind]["high"] <= 1.05
 
 
 def test_size_explains_depth_that_is_size_plus_noise():
@@ -205,6 +211,28 @@ def test_size_explains_depth_that_is_size_plus_noise():
     assert found["terms"]["size"]["alone"]["low"] > 0.8
     assert found["terms"]["size"]["lost"]["low"] > 0.8
     assert found["terms"]["state"]["lost"]["high"] < 0.02
+
+
+def test_features_of_noise_explain_nothing():
+    table = made_features({"frontier_state": 1.0})
+    table["depth"] = np.random.default_rng(SEED).permutation(table["depth"])
+    found = explain_depth(table, resamples=100)
+    for name in ("state", "static", "size", "size and static"):
+        for kind in ("alone", "lost"):
+            assert found["terms"][name][kind]["low"] <= 0.003, (name, kind)
+    assert found["contrast"]["low"] <= 0 <= found["contrast"]["high"]
+
+
+def test_the_contrast_counts_what_size_and_static_features_share_for_them():
+    """Edges and size say the same: what is lost without either is little, without both all."""
+    table = made_features({"size": 1.0})
+    table["edges_static"] = 2 * table["size"] + np.random.default_rng(0).normal(0, 0.1, len(table))
+    found = explain_depth(table, resamples=50)
+    assert found["terms"]["static"]["lost"]["value"] < 0.01
+    assert found["contrast"]["high"] < -0.5
+    assert explain_depth(made_features({"frontier_state": 1.0}), resamples=50)["contrast"]["low"] > 0.5
+    one_size = explain_depth(made_features({"frontier_state": 1.0}).assign(size=3), resamples=10)
+    assert "size" not in one_size["terms"]
 
 
 def test_shares_agree_with_statsmodels():
@@ -216,7 +244,7 @@ def test_shares_agree_with_statsmodels():
     features = table[["degree_static", "hub_static", "frontier_state", "enabled_state"]].astype(float)
 
     def r2(columns):
-        return sm.OLS(table["depth"], sm.add_constant(columns)).fit().rsquared
+        return sm.OLS(table["depth"], sm.add_constant(columns)).fit().rsquared_adj
 
     assert found["r2"]["value"] == pytest.approx(r2(design.join(features)))
     assert found["terms"]["size"]["alone"]["value"] == pytest.approx(r2(design))

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+# A share of resamples in which a correlation may be undefined; with more, the interval would rest on the others alone.
+_UNDEFINED = 0.05
+
 Estimate = dict[str, Any]  # value, low, high (95 %), n, and reason where value is None
 
 
@@ -94,6 +97,9 @@ def estimate(rows: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], res
         method="percentile",
         rng=np.random.default_rng(seed),
     ).bootstrap_distribution
+    if np.isnan(drawn).mean() > _UNDEFINED:
+        reason = "constant in too many resamples: no interval"
+        return {"value": value, "low": None, "high": None, "n": len(rows), "reason": reason}
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return {"value": value, "low": float(low), "high": float(high), "n": len(rows), "reason": ""}
 

@@ -22,10 +22,10 @@ def find_phases(steps: list[float], depth: list[float], accuracy: list[float] | 
         accuracy: Accuracy at each, if known.
 
     Returns:
-        `phases`: "rise, then fall" (the paper's two), "fall", "rise", "none", or a pair of "rise", "flat", "fall";
-        `turn`: the step at which the lines meet, with `low` and `high`, steps whose fit is not worse (F, 95 %), or
-        None; `slopes`: iterations per 1,000 steps of each phase; `accuracy_change`: that of each phase, from its first
-        to its last point; `reason` where nothing can be said.
+        `phases`: "rise, then fall" (the paper's two), "fall", "rise", "none", or a pair of "rise", "flat", "fall"; None
+        if nothing can be said. `turn`: the step at which the lines meet, with `low` and `high`, steps whose fit is not
+        worse (F, 95 %), or None. `slopes`: iterations per 1,000 steps of each phase. `accuracy_change`: that of each
+        phase, from its first to its last point. `reason`.
     """
     t, y = np.asarray(steps, float), np.asarray(depth, float)
     if len(t) < 2 * _LEAST + 1:
@@ -38,8 +38,16 @@ def find_phases(steps: list[float], depth: list[float], accuracy: list[float] | 
     fits = [_fit(t, y, knot) for knot in knots]
     errors = np.array([fit.ssr for fit in fits])
     best = int(errors.argmin())
+    # Neighbouring steps are alike: so many independent points the curve is worth.
+    residuals = np.asarray(fits[best].resid)
+    alike = 0.0
+    if np.ptp(residuals) > 1e-9 * np.ptp(y):
+        alike = min(max(float(np.corrcoef(residuals[1:], residuals[:-1])[0, 1]), 0.0), 0.99)
+    worth = len(t) * (1 - alike) / (1 + alike)
     # Two lines have two numbers more than one: a slope, and where they meet.
-    freedom = len(t) - 4
+    freedom = worth - 4
+    if freedom < 1:
+        return _nothing("neighbouring steps are too alike to tell a turn from drift")
     gain = (line.ssr - errors[best]) / 2 / max(errors[best] / freedom, 1e-12)
     fit, turn, place = fits[best], float(knots[best]), least + best
     second = fit.t_test([0, 1, 1])
@@ -84,4 +92,4 @@ def _changes(accuracy: list[float] | None, phases: list[tuple[int, int]]) -> lis
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    return {"phases": "none", "turn": None, "slopes": [], "accuracy_change": None, "reason": reason}
+    return {"phases": None, "turn": None, "slopes": [], "accuracy_change": None, "reason": reason}

@@ -18,7 +18,7 @@ def by_size(table: pd.DataFrame) -> list[dict[str, Any]]:
     for size, group in table.groupby("size"):
         right, count = int(group["correct"].sum()), len(group)
         low, high = proportion_confint(right, count, method="wilson")
-        margin = 1.96 * float(group["depth"].std(ddof=1)) / count**0.5 if count > 1 else 0.0
+        margin = 1.96 * float(group["depth"].std(ddof=1)) / count**0.5 if count > 1 else float("nan")
         depth = float(group["depth"].mean())
         rows.append(
             {
@@ -28,8 +28,8 @@ def by_size(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "accuracy_low": float(low),
                 "accuracy_high": float(high),
                 "depth": depth,
-                "depth_low": depth - margin,
-                "depth_high": depth + margin,
+                "depth_low": depth - margin if count > 1 else None,
+                "depth_high": depth + margin if count > 1 else None,
             }
         )
     return rows
@@ -43,19 +43,15 @@ def beyond_training(table: pd.DataFrame, limit: int) -> dict[str, Any]:
         limit: Largest size that training had.
 
     Returns:
-        `accuracy_within`, `accuracy_beyond`, `depth_within`, `depth_beyond`; `accuracy_change` and `depth_change`, each
-        with `value`, `low`, `high` (95 %); and `verdict`: "accuracy falls while depth rises", or what else is seen.
-        None with a `reason` where there is nothing on one side.
+        `accuracy_within`, `accuracy_beyond`, `depth_within`, `depth_beyond`; `accuracy_change`, `depth_change` and
+        `depth_slope` (iterations a size, beyond the limit), each with `value`, `low`, `high` (95 %); and `verdict`:
+        "accuracy falls while depth rises", or what else is seen. None with a `reason` where a side has no two examples.
     """
     within, beyond = table[table["size"] <= limit], table[table["size"] > limit]
-    if not len(within) or not len(beyond):
-        side = "within" if not len(within) else "beyond"
-        return {
-            "accuracy_change": None,
-            "depth_change": None,
-            "verdict": None,
-            "reason": f"no examples {side} the limit",
-        }
+    for side, rows in (("within", within), ("beyond", beyond)):
+        if len(rows) < 2:
+            reason = f"{len(rows)} examples {side} the limit"
+            return {"accuracy_change": None, "depth_change": None, "verdict": None, "reason": reason}
     counts = [int(beyond["correct"].sum()), len(beyond), int(within["correct"].sum()), len(within)]
     low, high = confint_proportions_2indep(*counts, compare="diff", method="newcomb")
     accuracy = {"value": counts[0] / counts[1] - counts[2] / counts[3], "low": float(low), "high": float(high)}
@@ -67,6 +63,7 @@ def beyond_training(table: pd.DataFrame, limit: int) -> dict[str, Any]:
         "depth_beyond": float(beyond["depth"].mean()),
         "accuracy_change": accuracy,
         "depth_change": depth,
+        "depth_slope": _slope(beyond),
         "verdict": f"accuracy {_direction(accuracy)} while depth {_direction(depth)}",
         "reason": "",
     }
@@ -75,10 +72,19 @@ def beyond_training(table: pd.DataFrame, limit: int) -> dict[str, Any]:
 def _mean_change(within: np.ndarray, beyond: np.ndarray) -> dict[str, float]:
     """Welch's interval for the difference of means; a difference of constants is exact."""
     value = float(beyond.mean() - within.mean())
-    if (np.ptp(within) == 0 and np.ptp(beyond) == 0) or min(len(within), len(beyond)) < 2:
+    if np.ptp(within) == 0 and np.ptp(beyond) == 0:
         return {"value": value, "low": value, "high": value}
     interval = stats.ttest_ind(beyond, within, equal_var=False).confidence_interval()
     return {"value": value, "low": float(interval.low), "high": float(interval.high)}
+
+
+def _slope(beyond: pd.DataFrame) -> dict[str, float] | None:
+    """Least-squares slope of depth over the sizes beyond the limit; None if there is one size."""
+    if beyond["size"].nunique() < 2:
+        return None
+    fit = stats.linregress(beyond["size"], beyond["depth"])
+    margin = float(stats.t.ppf(0.975, max(1, len(beyond) - 2)) * fit.stderr)
+    return {"value": float(fit.slope), "low": float(fit.slope - margin), "high": float(fit.slope + margin)}
 
 
 def _direction(change: dict[str, float]) -> str:

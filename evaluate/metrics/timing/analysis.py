@@ -18,10 +18,12 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
         resamples: Of the bootstrap over examples.
 
     Returns:
-        `r2` of the whole; for `size`, every feature, and the groups `static` and `state`: `coefficient` (iterations per
-        standard deviation, standard errors clustered by example; features alone), `alone` (share of the variance that
-        it explains by itself) and `lost` (what the whole loses without it), each with `value`, `low`, `high`.
-        `left_out`: features that are constant, or say the same as others. `reason` where nothing can be said.
+        `r2` of the whole; for `size`, every feature, and the groups `static`, `state` and `size and static`:
+        `coefficient` (iterations per standard deviation, standard errors clustered by example; features alone), `alone`
+        (share of the variance that it explains by itself) and `lost` (what the whole loses without it), each with
+        `value`, `low`, `high`. `contrast`: what is lost without the state, less what is lost without size and static
+        features. All shares are adjusted for the number of columns. `left_out`: features that are constant, or say the
+        same as others. `reason` where nothing can be said.
     """
     features = [name for name in table.columns if name.endswith((STATIC, STATE))]
     table = table.dropna(subset=[depth, *features])
@@ -37,6 +39,7 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
         **{name: [name] for name in features},
         "static": [name for name in features if name.endswith(STATIC)],
         "state": [name for name in features if name.endswith(STATE)],
+        "size and static": [*sizes.columns, *(name for name in features if name.endswith(STATIC))],
     }
     groups = {name: columns for name, columns in groups.items() if columns}
     y = table[depth].astype(float)
@@ -50,7 +53,15 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
         if name in features:
             low, high = fit.conf_int().loc[name]
             found[name]["coefficient"] = {"value": float(fit.params[name]), "low": float(low), "high": float(high)}
-    return {"r2": shares["all", "r2"], "terms": found, "left_out": left_out, "n": len(table), "reason": ""}
+    contrast = shares.get(("contrast", "state less static"))
+    return {
+        "r2": shares["all", "r2"],
+        "terms": found,
+        "contrast": contrast,
+        "left_out": left_out,
+        "n": len(table),
+        "reason": "",
+    }
 
 
 def _drop_dependent(features: pd.DataFrame, sizes: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -78,10 +89,10 @@ def _bootstrap_shares(
     A resample's regressions need only its sums of products, and those are sums over its examples.
     """
     columns = np.column_stack([np.ones(len(design)), design, y])
-    order = np.argsort(pd.factorize(examples)[0], kind="stable")
-    codes = pd.factorize(examples)[0][order]
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    products = np.add.reduceat(columns[order, :, None] * columns[order, None, :], starts)
+    codes, _ = pd.factorize(examples)
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(columns[order], np.flatnonzero(np.diff(codes[order])) + 1)
+    products = np.stack([part.T @ part for part in parts])
     rng = np.random.default_rng(seed)
     names = [*design.columns]
     places = {name: [1 + names.index(column) for column in own] for name, own in groups.items()}
@@ -91,11 +102,12 @@ def _bootstrap_shares(
         weights = np.bincount(rng.integers(len(products), size=len(products)), minlength=len(products))
         for key, value in _shares(np.tensordot(weights, products, 1), places).items():
             drawn[key].append(value)
-    quantiles = {key: np.quantile(values, [0.025, 0.975]) for key, values in drawn.items()}
-    return {
-        key: {"value": value, "low": float(quantiles[key][0]), "high": float(quantiles[key][1])}
-        for key, value in whole.items()
-    }
+    found = {}
+    for key, value in whole.items():
+        # Reflected at the value (the basic interval): resampling repeats rows, which raises every R^2 a little more.
+        low, high = 2 * value - np.quantile(drawn[key], [0.975, 0.025])
+        found[key] = {"value": value, "low": float(low), "high": float(high)}
+    return found
 
 
 def _shares(products: np.ndarray, places: dict[str, list[int]]) -> dict[tuple[str, str], float]:
@@ -106,6 +118,8 @@ def _shares(products: np.ndarray, places: dict[str, list[int]]) -> dict[tuple[st
     for name, own in places.items():
         found[name, "alone"] = _r2(products, own)
         found[name, "lost"] = full - _r2(products, [place for place in every if place not in own])
+    if "size and static" in places and "state" in places:
+        found["contrast", "state less static"] = found["state", "lost"] - found["size and static", "lost"]
     return found
 
 
@@ -115,8 +129,13 @@ def _r2(products: np.ndarray, places: list[int]) -> float:
     explained = right @ np.linalg.lstsq(normal, right, rcond=1e-10)[0]
     mean = products[0, -1] ** 2 / products[0, 0]
     total = products[-1, -1] - mean
-    return float((explained - mean) / total) if total > 1e-12 else 0.0
+    if total < 1e-12:
+        return 0.0
+    # Adjusted: columns of noise explain nothing on average.
+    count, used = products[0, 0], len(places)
+    unexplained = max(0.0, 1 - (explained - mean) / total)
+    return float(1 - unexplained * (count - 1) / max(1.0, count - 1 - used))
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    return {"r2": None, "terms": {}, "left_out": [], "n": 0, "reason": reason}
+    return {"r2": None, "terms": {}, "contrast": None, "left_out": [], "n": 0, "reason": reason}
