@@ -42,7 +42,9 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     # One length, so that every round does the same work, and a compiled model is compiled once.
     recipe = read_recipe(args.config, ["pad_to_multiple=64", *args.set])
-    batches = StepBatches(recipe, StreamSource(recipe.make_task(), recipe.seed), make_tokenizer(), None)
+    batches = StepBatches(
+        recipe, StreamSource(recipe.make_task(), recipe.seed), make_tokenizer(), (recipe.make_config().max_depth,)
+    )
     rows = batches[0][0]
     inputs = {name: rows[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
 
@@ -65,7 +67,7 @@ def main() -> None:
                 "seconds": timing.seconds,
                 "tokens/s": round(tokens / timing.seconds),
                 "against Llama": timing.speedup,
-                "kept, MiB": kept_bytes(models[name.removesuffix(", compiled")], inputs) / 2**20,
+                "kept, MiB": "" if "compiled" in name else kept_bytes(models[name], inputs, dtype) / 2**20,
             }
             for name, timing in timings.items()
         ],
@@ -93,7 +95,7 @@ def make_step(model: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype, c
     return step
 
 
-def kept_bytes(model: Any, inputs: dict[str, torch.Tensor]) -> int:
+def kept_bytes(model: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> int:
     """Bytes of the tensors that a forward keeps for its backward, the weights left out."""
     storages: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -104,7 +106,8 @@ def kept_bytes(model: Any, inputs: dict[str, torch.Tensor]) -> int:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    autocast = torch.autocast(inputs["input_ids"].device.type, dtype, enabled=dtype != torch.float32)
+    with autocast, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = model(**inputs, use_cache=False).loss
     del loss
     return sum(storages.values())

@@ -7,7 +7,6 @@ Every process works out the whole batch of a step and takes its own rows. So the
 number of processes and micro-batches, and nothing but the step number is needed to go on after a stop.
 """
 
-import itertools
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -18,7 +17,8 @@ from recipe import Recipe, RecipeError
 from torch.utils.data import Dataset
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from datasets_scripts import Task, stream
+from datasets_scripts import Task
+from datasets_scripts.columns import make_rows
 from datasets_scripts.randomness import stream_key
 from datasets_scripts.vocabulary import ANSWER, encode
 
@@ -38,10 +38,10 @@ class StreamSource:
         self.task, self.seed = task, seed
 
     def read(self, start: int, count: int) -> list[Example]:
-        # One reader, whatever the processes: each takes its own rows of what all read.
-        rows = stream(self.task, "train", self.seed, ("input_ids", "answer_start", "size"), 0, 1)
-        rows.load_state_dict({"position": start, "num_readers": 1})
-        return [{**row, "index": start + i} for i, row in enumerate(itertools.islice(rows, count))]
+        # Not by `stream`, which shares examples out: here each process and worker takes its own of what all can read.
+        batch = self.task.generate("train", range(start, start + count), self.seed)
+        rows = make_rows(self.task, batch, ("input_ids", "answer_start", "size"))
+        return [{**row, "index": start + place} for place, row in enumerate(rows)]
 
 
 class DatasetSource:

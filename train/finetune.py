@@ -56,11 +56,14 @@ class FinetuneArguments:
 
 
 class DepthCallback(TrainerCallback):
-    """Adds `depth`, the mean number of iterations a token got since the last log, to what the Trainer logs."""
+    """Adds to what the Trainer logs the mean number of iterations a token got since the last such log.
+
+    It is called `depth` in training, where exits are drawn, and `eval_depth` in evaluation, where they follow the rule.
+    """
 
     def __init__(self) -> None:
-        self._total: torch.Tensor | float = 0.0
-        self._tokens: torch.Tensor | float = 0.0
+        # Sums of depths and of tokens, in training and not.
+        self._sums: dict[bool, list[Any]] = {True: [0.0, 0.0], False: [0.0, 0.0]}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,17 +71,20 @@ class DepthCallback(TrainerCallback):
         kwargs["model"].register_forward_hook(self._observe)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if float(self._tokens):
-            depth = {"depth": float(self._total) / float(self._tokens)}
-            kwargs["logs"].update(depth)
-            state.log_history[-1].update(depth)
-        self._total, self._tokens = 0.0, 0.0
+        logs = kwargs["logs"]
+        name, training = ("eval_depth", False) if "eval_loss" in logs else ("depth", True)
+        depths, tokens = map(float, self._sums[training])
+        if tokens:
+            logs[name] = depths / tokens
+            state.log_history[-1][name] = depths / tokens
+            self._sums[training] = [0.0, 0.0]
 
     def _observe(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         depths = getattr(output, "exit_depths", None)
         if depths is not None:
-            self._total = self._total + depths.sum()
-            self._tokens = self._tokens + (depths > 0).sum()
+            sums = self._sums[module.training]
+            sums[0] = sums[0] + depths.sum()
+            sums[1] = sums[1] + (depths > 0).sum()
 
 
 def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss_on: str, longest: int) -> Dataset:

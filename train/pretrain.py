@@ -8,8 +8,10 @@ happened.
 Two processes on a CPU: `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 train/pretrain.py ...`.
 """
 
+import fcntl
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -17,11 +19,11 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, set_seed
 from batches import StepBatches, open_source
 from checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from journal import Journal
@@ -34,6 +36,9 @@ from transformers import HfArgumentParser, get_scheduler
 from datasets_scripts import make_tokenizer
 from modeling_anira import AniraForCausalLM
 from modeling_anira.exits import noise_shape
+
+# Apple's GPUs have no fp64.
+_PRECISE = {True: torch.float64, False: torch.float32}
 
 # What may change when a run is taken up again, since no weight depends on it.
 _CHANGEABLE = {"log_every", "evaluate_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "max_loss"}
@@ -63,12 +68,26 @@ class Trainer:
     def __init__(self, recipe: Recipe, arguments: RunArguments) -> None:
         self.recipe, self.out = recipe, Path(arguments.out)
         tracker = None if arguments.report_to == "none" else arguments.report_to
+        if tracker not in (None, *LoggerType.list()):
+            raise RecipeError(
+                f"`--report_to` is {tracker!r}, but must be none or one of {', '.join(LoggerType.list())}."
+            )
+        if arguments.workers < 0:
+            raise RecipeError(f"`--workers` is {arguments.workers}, but must be at least 0.")
+        config = recipe.make_config()
+        # With one iteration there is nothing to decide, and the decider gets no gradient.
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=config.max_depth == 1)]
         self.accelerator = Accelerator(
-            mixed_precision=recipe.mixed_precision, log_with=tracker, project_dir=str(self.out / "trackers")
+            mixed_precision=recipe.mixed_precision,
+            log_with=tracker,
+            project_dir=str(self.out / "trackers"),
+            kwargs_handlers=handlers,
         )
         self.task = recipe.make_task()
         set_seed(recipe.seed)
-        model = AniraForCausalLM(recipe.make_config())
+        model = AniraForCausalLM(config)
+        # From here on each process draws its own dropout.
+        set_seed(recipe.seed, device_specific=True)
         decider = model.decider
         noise = noise_shape(decider, (1, 1), model.config.max_depth, training=True)[2:] if decider.learned else None
         self.batches = StepBatches(
@@ -91,6 +110,8 @@ class Trainer:
         self._open_folder(arguments.resume)
         if tracker:
             self.accelerator.init_trackers("anira", config={name: str(value) for name, value in asdict(recipe).items()})
+            if self.accelerator.is_main_process and not self.accelerator.trackers:
+                raise RecipeError(f"`--report_to` is {tracker!r}, which is not installed.")
         self.journal = Journal(self.accelerator, self.out / "log.jsonl", self.step, recipe.steps)
 
     def _open_folder(self, resume: bool) -> None:
@@ -108,6 +129,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.out / "lock")
             # A run killed while it writes this must not leave half of it: it could not be taken up again.
             unfinished = kept.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(settings, indent=1))
@@ -128,6 +150,9 @@ class Trainer:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_leave_signals_to_the_run,
+            # Else a loader draws from the global random state, once more after each resumption.
+            generator=torch.Generator(),
         )
         self.model.train()
         begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
@@ -165,7 +190,7 @@ class Trainer:
     def _train_step(self, micro_batches: list[dict[str, Any]]) -> tuple[dict[str, float], bool]:
         """One optimiser step: what is logged of it, over all processes, and whether one of them was asked to stop."""
         accelerator, weight = self.accelerator, self.recipe.pressure(self.step)
-        sums = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
+        sums = torch.zeros(7, dtype=_PRECISE[accelerator.device.type != "mps"], device=accelerator.device)
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with accelerator.no_sync(self.model) if not last else nullcontext():
@@ -176,8 +201,8 @@ class Trainer:
         sums[-1] = self.stop_signal
         sums = accelerator.reduce(sums, reduction="sum")
         ce, kl, depths, tokens, answer_depths, answer_tokens, stop = sums.tolist()
-        self._check_loss(ce + weight * kl, micro_batches[0]["indices"])
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        self._check(ce + weight * kl, float(norm), micro_batches[0]["indices"])
         self.optimizer.step()
         values = {
             "loss": ce + weight * kl,
@@ -213,18 +238,20 @@ class Trainer:
         answer = (places >= batch["answer_start"].to(device)[:, None] - 1) & (places < lengths - 1)
         depths = output.exit_depths
         counts = (depths.sum(), real.sum(), (depths * answer).sum(), answer.sum(), torch.zeros((), device=device))
-        parts = torch.stack([ce.detach().double(), kl.detach().double(), *(count.double() for count in counts)])
+        precise = _PRECISE[device.type != "mps"]
+        parts = torch.stack([part.detach().to(precise) for part in (ce, kl, *counts)])
         return ce + weight * kl, parts
 
-    def _check_loss(self, loss: float, indices: list[int]) -> None:
-        if math.isfinite(loss) and loss <= self.recipe.max_loss:
+    def _check(self, loss: float, norm: float, indices: list[int]) -> None:
+        """Ends the run before a step that would spoil the weights."""
+        if math.isfinite(loss) and loss <= self.recipe.max_loss and math.isfinite(norm):
             return
         checkpoints = list_checkpoints(self.out / "checkpoints")
         last = str(checkpoints[-1]) if checkpoints else "none"
         raise Diverged(
-            f"The loss is {loss:.6g} at step {self.step + 1}, but must be finite and at most "
-            f"max_loss={self.recipe.max_loss}. Rows of the data that were read: {indices}. "
-            f"Last good checkpoint: {last}."
+            f"The loss is {loss:.6g} and the norm of its gradient {norm:.4g} at step {self.step + 1}, both must be "
+            f"finite, and the loss at most max_loss={self.recipe.max_loss}. Rows of the data that were read: "
+            f"{indices}. Last good checkpoint: {last}."
         )
 
     def _evaluate(self) -> None:
@@ -269,6 +296,30 @@ def _make_optimizer(model: torch.nn.Module, recipe: Recipe) -> tuple[torch.optim
     return optimizer, get_scheduler(recipe.schedule, optimizer, recipe.warmup_steps, recipe.steps)
 
 
+def _lock(path: Path) -> IO[str]:
+    """The file `path`, locked for as long as this process lives. Refuses it if a run that lives has locked it."""
+    opened = path.open("a+")
+    try:
+        # Not `flock`, which workers would inherit, and hold for a while after a run that was killed.
+        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        opened.seek(0)
+        raise RecipeError(
+            f"Process {opened.read() or 'unknown'} still trains in {path.parent}. Stop it first: a launcher that was "
+            "killed may have left it."
+        ) from None
+    opened.truncate(0)
+    opened.write(str(os.getpid()))
+    opened.flush()
+    return opened
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to the whole group must not take the batches away before the run has written its checkpoint."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -277,6 +328,8 @@ def main() -> None:
     """Trains as the command line says. What the user can mend ends in one sentence."""
     parser = HfArgumentParser(RunArguments)  # type: ignore[arg-type]
     (arguments,) = parser.parse_args_into_dataclasses()
+    if sys.argv.count("--set") > 1:
+        sys.exit("pretrain.py: `--set` is given twice; put all settings behind one: --set steps=100 seed=1.")
     try:
         trainer = Trainer(read_recipe(arguments.config, arguments.set), arguments)
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,13 @@ from modeling_anira import AniraConfig
 
 SCHEDULES = ("constant_with_warmup", "cosine")
 PRECISIONS = ("no", "bf16")
+
+
+# Fields of AniraConfig that a recipe settles elsewhere.
+_NOT_THE_MODELS = {
+    "compute_weight": "the recipe's own `compute_weight` is what training reads",
+    **dict.fromkeys(("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"), "the tasks' vocabulary settles it"),
+}
 
 
 class RecipeError(ValueError):
@@ -87,8 +95,11 @@ class Recipe:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("warmup_steps", "log_every", "evaluate_every", "eval_rows", "checkpoint_every", "compute_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("learning_rate", "max_grad_norm", "max_loss"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("learning_rate", "max_grad_norm", "max_loss", "epsilon"):
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0, and finite")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0, and finite")
+        _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 up to below 1")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         _require(self.loss_on in ("completion", "all"), "loss_on", self.loss_on, "'completion' or 'all'")
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {SCHEDULES}")
         _require(self.mixed_precision in PRECISIONS, "mixed_precision", self.mixed_precision, f"one of {PRECISIONS}")
@@ -126,6 +137,8 @@ class Recipe:
         known = [entry.name for entry in dataclasses.fields(AniraConfig)]
         for name in self.model:
             _refuse_unknown(f"model.{name}", name, known)
+            if name in _NOT_THE_MODELS:
+                raise RecipeError(f"`model.{name}` is set, but {_NOT_THE_MODELS[name]}.")
         vocabulary = {"vocab_size": len(WORDS), "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
         try:
             return AniraConfig(**{**vocabulary, "compute_weight": self.compute_weight, **self.model})
@@ -156,7 +169,11 @@ def read_recipe(path: str | Path, settings: list[str]) -> Recipe:
         _require(bool(equals), "--set", setting, "of the form name=value")
         place, _, inner = name.partition(".")
         target = content.setdefault(place, {}) if inner else content
-        target[inner or place] = yaml.safe_load(value)
+        _require(isinstance(target, dict), "--set", setting, f"of a map; `{place}` is {target!r}")
+        try:
+            target[inner or place] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"`--set` is {setting!r}, but its value cannot be read: {error}") from error
     return make_recipe(content)
 
 
@@ -191,7 +208,7 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     elif kind == dict[str, Any] and isinstance(value, dict):
         return value
     elif kind == tuple[float, float] and isinstance(value, list | tuple) and len(value) == 2:
-        return (float(value[0]), float(value[1]))
+        return (_convert(name, value[0], float), _convert(name, value[1], float))
     elif kind not in (int, float, bool, str, dict[str, Any], tuple[float, float]):
         return value
     raise RecipeError(f"`{name}` is {value!r}, but must be {wanted.get(kind, 'two numbers')}.")

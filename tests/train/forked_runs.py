@@ -29,6 +29,7 @@ def recipe(**changes):
         "num_attention_heads": 2,
         "max_depth": 3,
         "max_position_embeddings": 64,
+        "attention_dropout": 0.1,
     }
     settings = {
         "task": "mano-mini",
@@ -106,6 +107,12 @@ def main():
     found["asked_saved"] = read_progress(list_checkpoints(folder / "asked" / "checkpoints")[-1])["step"]
     found["asked_resumed"] = finish(start(folder / "asked", resume=True))
     found["asked_equal"] = same(folder / "whole", folder / "asked")
+
+    child = start(folder / "busy")
+    wait_for_step(folder / "busy", 1)
+    found["second"] = finish(start(folder / "busy", resume=True))
+    os.kill(child, signal.SIGKILL)
+    finish(child)
 
     seed = random.randrange(2**32)
     found["seed"] = seed

@@ -7,6 +7,7 @@ import torch
 from batches import DatasetSource, StepBatches, StreamSource, open_source
 from labels import IGNORED, make_labels
 from recipe import RecipeError, make_recipe
+from torch.utils.data import DataLoader
 
 from datasets_scripts import build, get_task, make_tokenizer
 from datasets_scripts.vocabulary import decode, encode
@@ -66,6 +67,16 @@ def test_steps_can_be_read_in_any_order_and_no_row_twice():
         assert torch.equal(again["exit_noise"], batches[step][0]["exit_noise"])
     other = make_batches(seed=1)
     assert not torch.equal(other[0][0]["exit_noise"][:, :5], batches[0][0]["exit_noise"][:, :5])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_read_the_same_steps(workers):
+    """With two, each read its own share of the stream, and the run died at the first step."""
+    batches = make_batches()
+    loader = DataLoader(batches, sampler=range(3, 9), batch_size=None, num_workers=workers)
+    for step, micro_batches in zip(range(3, 9), loader, strict=True):
+        assert micro_batches[0]["indices"] == batches[step][0]["indices"]
+        assert torch.equal(micro_batches[0]["input_ids"], batches[step][0]["input_ids"])
 
 
 def test_padding_is_on_the_right_and_little_of_it_is_left():

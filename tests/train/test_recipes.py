@@ -34,6 +34,10 @@ def test_settings_replace_those_of_the_file(tmp_path):
     assert recipe.mixed_precision == "no"
     with pytest.raises(RecipeError, match="`--set` is 'steps', but must be of the form name=value"):
         read_recipe(path, ["steps"])
+    with pytest.raises(RecipeError, match=r"`--set` is 'steps.x=3', but must be of a map; `steps` is 10"):
+        read_recipe(path, ["steps.x=3"])
+    with pytest.raises(RecipeError, match=r"its value cannot be read"):
+        read_recipe(path, ["steps=[1"])
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(tmp_path / "none.yaml", [])
 
@@ -48,6 +52,13 @@ def test_settings_replace_those_of_the_file(tmp_path):
         ({"learning_rate": "fast"}, "`learning_rate` is 'fast', but must be a number"),
         ({"learning_rate": 0}, "`learning_rate` is 0"),
         ({"betas": 0.9}, "`betas` is 0.9, but must be two numbers"),
+        ({"betas": ["a", 0.9]}, "`betas` is 'a', but must be a number"),
+        ({"betas": [0.9, 1.0]}, "`betas` is"),
+        ({"weight_decay": -1}, "`weight_decay` is -1"),
+        ({"learning_rate": float("inf")}, "`learning_rate` is inf"),
+        ({"seed": -1}, "`seed` is -1"),
+        ({"model": {"vocab_size": 10}}, "`model.vocab_size` is set, but the tasks' vocabulary settles it"),
+        ({"model": {"compute_weight": 5.0}}, "`model.compute_weight` is set, but the recipe's own"),
         ({"task": "mano"}, "`task` is 'mano', but must be one of mano-mini"),
         ({"loss_on": "prompt"}, "`loss_on` is 'prompt'"),
         ({"schedule": "linear"}, "`schedule` is 'linear'"),

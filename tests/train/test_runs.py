@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from datasets_scripts import build
@@ -84,6 +85,8 @@ def test_killed_and_resumed_runs_are_bit_equal_to_undisturbed_ones(tmp_path):
     assert found["asked"] == 0
     assert 4 <= found["asked_saved"] == found["asked_last_logged"] < 20
     assert found["asked_equal"]
+    # A second run in the same folder, while the first lives, is refused.
+    assert found["second"] == 1
     assert found["kills"] >= 10
     assert found["saved"] == sorted(found["saved"])
     assert found["saved"][-1] >= 5
@@ -152,6 +155,8 @@ def test_the_trained_folder_loads_as_any_other_and_trackers_have_their_files(tmp
     again = run(tmp_path, "--config", recipe, "--out", "run", "--set", "steps=2", "model.max_depth=4")
     assert again.returncode == 1
     assert "holds this run already. Add --resume" in again.stderr
+    wrong = run(tmp_path, "--config", recipe, "--out", "other", "--report_to", "tensorbord")
+    assert "`--report_to` is 'tensorbord', but must be none or one of" in wrong.stderr
     other = run(tmp_path, "--config", recipe, "--out", "run", "--resume", "--set", "steps=2", "learning_rate=1")
     assert "holds a run whose learning_rate, model differ" in other.stderr
 
@@ -165,6 +170,10 @@ def test_a_loss_out_of_bounds_ends_the_run_with_step_rows_and_last_good_checkpoi
     assert "at step" in last
     assert "Rows of the data that were read: [" in last
     assert "Last good checkpoint: run/checkpoints/step-0" in last
+    # What is called good is: a finite loss whose gradient was not had spoilt the weights of the next checkpoint.
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        weights = load_file(checkpoint / "model.safetensors")
+        assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_older_checkpoints(tmp_path):
@@ -209,6 +218,7 @@ def test_it_trains_on_a_built_dataset_and_the_result_is_fine_tuned_on_another_ta
         assert done.returncode == 0, done.stderr[-3000:]
         history = json.loads((tmp_path / "tuned" / "trainer_state.json").read_text())["log_history"]
         assert all(1 <= line["depth"] <= 3 for line in history if "loss" in line)
+        assert all(1 <= line["eval_depth"] <= 3 and "depth" not in line for line in history if "eval_loss" in line)
         assert any("eval_loss" in line for line in history)
     assert (tmp_path / "tuned" / "adapter_model.safetensors").exists()
     model = AniraForCausalLM.from_pretrained(tmp_path / "tuned")
