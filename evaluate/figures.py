@@ -269,7 +269,11 @@ def _mean_by(answers: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _pick(point: dict[str, Any]) -> dict[str, Any]:
-    return {"accuracy": point["accuracy"]["value"], "flops_share": point["flops_share"], "depth": point["depth"]}
+    return {
+        "accuracy": point["accuracy"]["value"],
+        "flops_share": point["flops_share"],
+        "depth": point["depth"]["value"],
+    }
 
 
 def _place(runs: Sequence[Run], name: str) -> int:

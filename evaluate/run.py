@@ -39,6 +39,7 @@ from controls import (
 from examples import EvaluationError, check_tokenizer, load_examples, open_task, take
 from measures import measure
 from passes import Depths, run_examples, run_given
+from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from transformers import AutoModelForCausalLM, HfArgumentParser
 
@@ -260,8 +261,8 @@ class Evaluation:
                     "setting": name,
                     "value": value,
                     "accuracy": rate(examples["correct"]),
-                    "depth": float(tokens.loc[tokens["is_answer"], "exit_depth"].mean()),
-                    "depth_all": float(tokens["exit_depth"].mean()),
+                    "depth": mean_depth(tokens, answers=True),
+                    "depth_all": mean_depth(tokens, answers=False),
                     "flops_share": float(examples["flops"].sum() / examples["flops_full"].sum()),
                 }
             )
@@ -347,10 +348,28 @@ def rate(correct: pd.Series) -> dict[str, Any]:
     return {"value": right / count, "low": float(low), "high": float(high), "n": count}
 
 
-def mean_depth(tokens: pd.DataFrame, answers: bool) -> float:
-    """Mean depth over the positions from which answers are predicted, or over all tokens that were run."""
+def mean_depth(tokens: pd.DataFrame, answers: bool) -> dict[str, Any]:
+    """Mean depth over the positions from which answers are predicted, or over all tokens that were run.
+
+    With a 95 % percentile interval of a bootstrap over examples.
+    """
     rows = tokens[tokens["is_answer"]] if answers else tokens
-    return float(rows["exit_depth"].mean())
+    sums = rows.groupby("example")["exit_depth"].agg(["sum", "count"])
+    depths, counts = sums["sum"].to_numpy(float), sums["count"].to_numpy(float)
+    value = float(depths.sum() / counts.sum())
+    if len(sums) < 2:
+        return {"value": value, "low": None, "high": None, "n": len(sums)}
+    drawn = stats.bootstrap(
+        (depths, counts),
+        lambda depths, counts, axis: depths.sum(axis) / counts.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=1000,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return {"value": value, "low": float(drawn.low), "high": float(drawn.high), "n": len(sums)}
 
 
 def write_whole(table: pd.DataFrame, path: Path) -> None:
@@ -405,8 +424,8 @@ def main() -> None:
         accuracy = metrics["accuracy"]
         print(
             f"{arguments.out}: accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}), "
-            f"depth {metrics['depth']:.2f} at answers, {metrics['depth_all']:.2f} over all tokens, of "
-            f"{metrics['max_depth']}."
+            f"depth {metrics['depth']['value']:.2f} at answers, {metrics['depth_all']['value']:.2f} over all tokens, "
+            f"of {metrics['max_depth']}."
         )
 
 

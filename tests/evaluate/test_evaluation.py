@@ -236,18 +236,18 @@ def test_controls_are_at_equal_mean_depth(evaluated):
     metrics = read(evaluated / "online")
     rows = {row["depths"]: row for row in metrics["controls"]}
     assert set(rows) == {"learned", "full", "fixed", "random", "stability", "oracle"}
-    learned = rows["learned"]["depth_all"]
-    assert rows["fixed"]["depth_all"] == pytest.approx(learned, abs=0.1)
+    learned = rows["learned"]["depth_all"]["value"]
+    assert rows["fixed"]["depth_all"]["value"] == pytest.approx(learned, abs=0.1)
     assert rows["full"]["flops_share"] == 1.0
     # Random depths are drawn for what this control answers, which may be longer or shorter.
-    assert rows["random"]["depth_all"] == pytest.approx(learned, abs=0.5)
-    assert rows["stability"]["depth_all"] == pytest.approx(learned, abs=0.6)
+    assert rows["random"]["depth_all"]["value"] == pytest.approx(learned, abs=0.5)
+    assert rows["stability"]["depth_all"]["value"] == pytest.approx(learned, abs=0.6)
     assert rows["oracle"]["accuracy"]["value"] is None
-    depths = [point["depth_all"] for point in metrics["sweep"] if point["setting"] == "exit_quantile"]
+    depths = [point["depth_all"]["value"] for point in metrics["sweep"] if point["setting"] == "exit_quantile"]
     assert depths == sorted(depths)
     capped = [point for point in metrics["sweep"] if point["setting"] == "max_depth"]
-    assert all(point["depth_all"] <= point["value"] for point in capped)
-    assert capped[-1]["depth_all"] == pytest.approx(learned, abs=0.5)
+    assert all(point["depth_all"]["value"] <= point["value"] for point in capped)
+    assert capped[-1]["depth_all"]["value"] == pytest.approx(learned, abs=0.5)
 
 
 def test_random_and_oracle_depths_keep_the_learned_histogram(data):
@@ -309,7 +309,7 @@ def test_every_task_and_decider_goes_through_with_constants_and_gaps(tmp_path, d
     if decider == "fixed":
         assert estimate["value"] is None
         assert "constant" in estimate["reason"]
-        assert metrics["depth_all"] == 4.0
+        assert metrics["depth_all"] == {"value": 4.0, "low": 4.0, "high": 4.0, "n": ROWS}
     page = report.write_report([report.read_run(tmp_path / "out")], tmp_path / "report")
     assert "nan" not in re.sub(r"base64,[^\"]+", "", page.read_text()).lower().split()
 

@@ -9,7 +9,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 
 def by_size(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Accuracy (with Wilson's 95 % interval) and mean depth (with that of its standard error) at every size.
+    """Accuracy (with Wilson's 95 % interval) and mean depth (with a bootstrap's, over examples) at every size.
 
     Args:
         table: One row an example: `size`, `correct`, `depth` (its mean depth, in iterations).
@@ -18,7 +18,7 @@ def by_size(table: pd.DataFrame) -> list[dict[str, Any]]:
     for size, group in table.groupby("size"):
         right, count = int(group["correct"].sum()), len(group)
         low, high = proportion_confint(right, count, method="wilson")
-        margin = 1.96 * float(group["depth"].std(ddof=1)) / count**0.5 if count > 1 else float("nan")
+        depth_low, depth_high = _mean_interval(group["depth"].to_numpy(float))
         depth = float(group["depth"].mean())
         rows.append(
             {
@@ -28,8 +28,8 @@ def by_size(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "accuracy_low": float(low),
                 "accuracy_high": float(high),
                 "depth": depth,
-                "depth_low": depth - margin if count > 1 else None,
-                "depth_high": depth + margin if count > 1 else None,
+                "depth_low": depth_low,
+                "depth_high": depth_high,
             }
         )
     return rows
@@ -67,6 +67,16 @@ def beyond_training(table: pd.DataFrame, limit: int) -> dict[str, Any]:
         "verdict": f"accuracy {_direction(accuracy)} while depth {_direction(depth)}",
         "reason": "",
     }
+
+
+def _mean_interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """A 95 % percentile interval of a mean, by a bootstrap; None for a single value."""
+    if len(values) < 2:
+        return None, None
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=1000, batch=100, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def _mean_change(within: np.ndarray, beyond: np.ndarray) -> dict[str, float]:
