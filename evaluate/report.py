@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from claims import Claim, judge, show
+from claims import judge, show
 from figures import FIGURES, Run
 from jinja2 import Environment, FileSystemLoader
 from measures import read_evaluations
@@ -182,8 +182,6 @@ def main() -> None:
         sys.exit(f"report.py: {error}")
     print(f"Wrote {page}")
 
-
-__all__ = ["Claim", "read_run", "write_report"]
 
 if __name__ == "__main__":
     main()
