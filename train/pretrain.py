@@ -272,9 +272,11 @@ class Trainer:
 
     def _save_model(self) -> None:
         """The model with its tokenizer, as `from_pretrained` takes it; whole or not at all."""
+        # Where weights are sharded, all processes have to hand in theirs.
+        weights = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             unfinished, finished = self.out / "model.unfinished", self.out / "model"
-            self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
+            self.accelerator.unwrap_model(self.model).save_pretrained(unfinished, state_dict=weights)
             make_tokenizer().save_pretrained(unfinished)
             shutil.rmtree(finished, ignore_errors=True)
             unfinished.rename(finished)
