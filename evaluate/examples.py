@@ -10,7 +10,7 @@ from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer
 
 from datasets_scripts import PRESETS, TASKS, Batch, Task, get_task
-from datasets_scripts.vocabulary import encode
+from datasets_scripts.vocabulary import decode, encode
 
 
 class EvaluationError(ValueError):
@@ -78,8 +78,6 @@ def check_tokenizer(model: str, batch: Batch, revision: str | None) -> None:
         tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=True)
     except (OSError, ValueError) as error:
         raise EvaluationError(f"The tokenizer of {model} cannot be loaded: {error}") from error
-    from datasets_scripts.vocabulary import decode
-
     ids = batch.tokens[: batch.offsets[1]].tolist()
     text = decode(ids)
     found = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -100,7 +100,6 @@ class Trainer:
         )
         self.scheduler: LRScheduler
         optimizer, self.scheduler = _make_optimizer(model, recipe)
-        self.config = model.config
         self.accelerator.register_for_checkpointing(self.scheduler)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.run_model = torch.compile(self.model) if recipe.compile else self.model
