@@ -42,9 +42,7 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     # One length, so that every round does the same work, and a compiled model is compiled once.
     recipe = read_recipe(args.config, ["pad_to_multiple=64", *args.set])
-    batches = StepBatches(
-        recipe, StreamSource(recipe.make_task(), recipe.seed), make_tokenizer(), (recipe.make_config().max_depth,)
-    )
+    batches = StepBatches(recipe, StreamSource(recipe), make_tokenizer(), (recipe.make_config().max_depth,))
     rows = batches[0][0]
     inputs = {name: rows[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
 

@@ -17,7 +17,6 @@ from recipe import Recipe, RecipeError
 from torch.utils.data import Dataset
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from datasets_scripts import Task
 from datasets_scripts.columns import make_rows
 from datasets_scripts.randomness import stream_key
 from datasets_scripts.vocabulary import ANSWER, encode
@@ -32,15 +31,16 @@ class Source(Protocol):
 
 
 class StreamSource:
-    """Fresh examples, none read twice."""
+    """Fresh examples, none read twice; under a curriculum, of sizes up to what the step that reads them allows."""
 
-    def __init__(self, task: Task, seed: int) -> None:
-        self.task, self.seed = task, seed
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
 
     def read(self, start: int, count: int) -> list[Example]:
         # Not by `stream`, which shares examples out: here each process and worker takes its own of what all can read.
-        batch = self.task.generate("train", range(start, start + count), self.seed)
-        rows = make_rows(self.task, batch, ("input_ids", "answer_start", "size"))
+        task = self.recipe.make_task(max_size=self.recipe.largest_size(start // self.recipe.batch_size))
+        batch = task.generate("train", range(start, start + count), self.recipe.seed)
+        rows = make_rows(task, batch, ("input_ids", "answer_start", "size"))
         return [{**row, "index": start + place} for place, row in enumerate(rows)]
 
 
@@ -78,7 +78,7 @@ class DatasetSource:
 def open_source(recipe: Recipe) -> Source:
     """Where the recipe's examples come from. Raises a RecipeError if a dataset cannot be loaded."""
     if recipe.data == "stream":
-        return StreamSource(recipe.make_task(), recipe.seed)
+        return StreamSource(recipe)
     if recipe.task_settings:
         raise RecipeError("`task_settings` change what is drawn, so `data` must be 'stream' with them.")
     return DatasetSource(recipe.data, recipe.task, recipe.seed)

@@ -23,15 +23,15 @@ from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, LoggerType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, LoggerType, set_seed
 from batches import StepBatches, open_source
 from checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from journal import Journal
+from optimizers import make_optimizers, make_scheduler
 from probe import probe
 from recipe import Recipe, RecipeError, read_recipe
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser, get_scheduler
+from transformers import HfArgumentParser
 
 from datasets_scripts import make_tokenizer
 from modeling_anira import AniraForCausalLM
@@ -83,6 +83,9 @@ class Trainer:
             project_dir=str(self.out / "trackers"),
             kwargs_handlers=handlers,
         )
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if recipe.optimizer == "muon" and sharded:
+            raise RecipeError("`optimizer` is 'muon', which needs whole matrices; where they are sharded take 'adamw'.")
         self.task = recipe.make_task()
         set_seed(recipe.seed)
         model = AniraForCausalLM(config)
@@ -98,10 +101,10 @@ class Trainer:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self.scheduler: LRScheduler
-        optimizer, self.scheduler = _make_optimizer(model, recipe)
-        self.accelerator.register_for_checkpointing(self.scheduler)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        optimizers = make_optimizers(model, recipe)
+        self.schedulers = [make_scheduler(optimizer, recipe) for optimizer in optimizers]
+        self.accelerator.register_for_checkpointing(*self.schedulers)
+        self.model, *self.optimizers = self.accelerator.prepare(model, *optimizers)
         self.run_model = torch.compile(self.model) if recipe.compile else self.model
         self.step, self.tokens = 0, 0
         self.workers = arguments.workers
@@ -202,7 +205,8 @@ class Trainer:
         ce, kl, depths, tokens, answer_depths, answer_tokens, stop = sums.tolist()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self._check(ce + weight * kl, float(norm), micro_batches[0]["indices"])
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         values = {
             "loss": ce + weight * kl,
             "ce": ce,
@@ -210,11 +214,12 @@ class Trainer:
             "depth": answer_depths / max(1, answer_tokens),
             "depth_all": depths / tokens,
             "compute_weight": weight,
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": self.schedulers[0].get_last_lr()[0],
             "gradient_norm": float(norm),
         }
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            scheduler.step()
+            optimizer.zero_grad()
         self.tokens += round(tokens)
         return values, stop > 0
 
@@ -284,17 +289,6 @@ class Trainer:
 
     def _note_signal(self, number: int, frame: Any) -> None:
         self.stop_signal = number
-
-
-def _make_optimizer(model: torch.nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """AdamW, which decays matrices alone, and the schedule of its learning rate."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon)
-    return optimizer, get_scheduler(recipe.schedule, optimizer, recipe.warmup_steps, recipe.steps)
 
 
 def _lock(path: Path) -> IO[str]:

@@ -13,6 +13,7 @@ from datasets_scripts import PRESETS, Task, get_task
 from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
 from modeling_anira import AniraConfig
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant_with_warmup", "cosine")
 PRECISIONS = ("no", "bf16")
 
@@ -35,6 +36,8 @@ class Recipe:
         task: Preset of a task, such as "mano-mini".
         task_settings: Fields of its config that differ from the preset.
         data: "stream" for fresh examples for ever, or a folder or Hub name of a built dataset.
+        curriculum: Share of the run over which the largest size that is drawn grows from the task's least to its
+            largest; 0 draws all sizes from the first step on.
         loss_on: "completion", or "all": the prompt's tokens are learnt as well. `<ans>` is never a target.
         seed: Of the weights, the data and the exits.
         steps: Optimiser steps.
@@ -42,6 +45,7 @@ class Recipe:
         accumulation: Micro-batches that a process makes of its share of a step.
         group_batches: So many batches are drawn together and cut by length, so that little is padded; 1 turns it off.
         pad_to_multiple: Batches are padded to a multiple of so many tokens; a compiled model is compiled by length.
+        optimizer: "adamw", or "muon": the layers' matrices by Muon, all else by AdamW.
         learning_rate, warmup_steps, schedule: Linear warm-up, then "constant_with_warmup", or "cosine" to 0.
         weight_decay: On matrices alone.
         betas, epsilon: Of AdamW.
@@ -65,11 +69,13 @@ class Recipe:
     model: dict[str, Any]
     task_settings: dict[str, Any] = field(default_factory=dict)
     data: str = "stream"
+    curriculum: float = 0.0
     loss_on: Literal["completion", "all"] = "completion"
     seed: int = 0
     accumulation: int = 1
     group_batches: int = 8
     pad_to_multiple: int = 1
+    optimizer: str = "adamw"
     warmup_steps: int = 100
     schedule: str = "constant_with_warmup"
     weight_decay: float = 0.1
@@ -101,8 +107,12 @@ class Recipe:
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 up to below 1")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         _require(self.loss_on in ("completion", "all"), "loss_on", self.loss_on, "'completion' or 'all'")
+        _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {OPTIMIZERS}")
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {SCHEDULES}")
         _require(self.mixed_precision in PRECISIONS, "mixed_precision", self.mixed_precision, f"one of {PRECISIONS}")
+        _require(0 <= self.curriculum <= 1, "curriculum", self.curriculum, "from 0 to 1, a share of the run")
+        allowed = "0 where `data` is a built dataset, whose rows come in one order; take data='stream'"
+        _require(not self.curriculum or self.data == "stream", "curriculum", self.curriculum, allowed)
         _require(0 <= self.press_from <= 1, "press_from", self.press_from, "from 0 to 1, a share of the run")
         allowed = f"from press_from={self.press_from} to 1"
         _require(self.press_from <= self.press_to <= 1, "press_to", self.press_to, allowed)
@@ -121,14 +131,14 @@ class Recipe:
             allowed,
         )
 
-    def make_task(self) -> Task:
-        """The task, with its settings."""
+    def make_task(self, **limits: Any) -> Task:
+        """The task, with its settings, and with those in `limits`, such as a curriculum's `max_size`."""
         preset = get_task(self.task)
         known = [entry.name for entry in dataclasses.fields(preset.config)]
         for name in self.task_settings:
             _refuse_unknown(f"task_settings.{name}", name, known)
         try:
-            return type(preset)(dataclasses.replace(preset.config, **self.task_settings))
+            return type(preset)(dataclasses.replace(preset.config, **{**self.task_settings, **limits}))
         except ValueError as error:
             raise RecipeError(f"task_settings: {error}") from error
 
@@ -145,6 +155,13 @@ class Recipe:
         except Exception as error:
             # transformers wraps what a validator says; the last line is the reason.
             raise RecipeError(f"model: {str(error).splitlines()[-1].strip()}") from error
+
+    def largest_size(self, step: int) -> int:
+        """The largest size that is drawn at `step`, from 0: each size is let in after an equal share of steps."""
+        task = self.make_task().config
+        if step >= self.curriculum * self.steps:
+            return task.max_size
+        return task.min_size + int(step / (self.curriculum * self.steps) * (task.max_size - task.min_size))
 
     def pressure(self, step: int) -> float:
         """gamma at `step`, from 0."""

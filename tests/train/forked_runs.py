@@ -33,6 +33,8 @@ def recipe(**changes):
     }
     settings = {
         "task": "mano-mini",
+        "curriculum": 0.5,
+        "optimizer": "muon",
         "steps": STEPS,
         "batch_size": 8,
         "learning_rate": 1e-2,

@@ -9,14 +9,14 @@ from labels import IGNORED, make_labels
 from recipe import RecipeError, make_recipe
 from torch.utils.data import DataLoader
 
-from datasets_scripts import build, get_task, make_tokenizer
+from datasets_scripts import build, make_tokenizer
 from datasets_scripts.vocabulary import decode, encode
+
+BARE = {"steps": 50, "batch_size": 12, "learning_rate": 1e-3, "model": {"max_position_embeddings": 256}}
 
 
 def make_batches(noise_shape=(), process=0, num_processes=1, **changes):
-    model = {"max_position_embeddings": 256}
-    settings = {"task": "brevo-mini", "steps": 50, "batch_size": 12, "learning_rate": 1e-3, "model": model, **changes}
-    recipe = make_recipe(settings)
+    recipe = make_recipe({**BARE, "task": "brevo-mini", **changes})
     return StepBatches(recipe, open_source(recipe), make_tokenizer(), noise_shape, process, num_processes)
 
 
@@ -69,6 +69,19 @@ def test_steps_can_be_read_in_any_order_and_no_row_twice():
     assert not torch.equal(other[0][0]["exit_noise"][:, :5], batches[0][0]["exit_noise"][:, :5])
 
 
+def test_a_curriculum_lets_larger_sizes_in_step_by_step():
+    recipe = make_recipe({**BARE, "task": "brevo-mini", "curriculum": 0.5, "group_batches": 1, "batch_size": 64})
+    least, largest = recipe.make_task().config.min_size, recipe.make_task().config.max_size
+    source = open_source(recipe)
+    found = [max(row["size"] for row in source.read(64 * step, 64)) for step in range(50)]
+    assert found == sorted(found[:25]) + found[25:]
+    assert found[0] == recipe.largest_size(0) == least
+    assert set(found[:25]) == set(range(least, largest))
+    assert {recipe.largest_size(step) for step in range(25, 50)} == {largest} == set(found[25:])
+    # A run that goes on from step 17 reads what an undisturbed one reads.
+    assert open_source(recipe).read(64 * 17, 64) == source.read(64 * 17, 64)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_read_the_same_steps(workers):
     """With two, each read its own share of the stream, and the run died at the first step."""
@@ -106,7 +119,7 @@ def test_a_built_dataset_is_read_whole_in_every_epoch_in_another_order(tmp_path)
         assert sorted(row["index"] for row in epoch) == list(range(50))
     assert [row["index"] for row in epochs[0]] != [row["index"] for row in epochs[1]]
     assert source.read(45, 10) == epochs[0][45:] + epochs[1][:5]
-    fresh = StreamSource(get_task("mano-mini"), seed=0).read(0, 50)
+    fresh = StreamSource(make_recipe({**BARE, "task": "mano-mini"})).read(0, 50)
     by_index = {row["index"]: row["input_ids"] for row in epochs[0]}
     assert [row["input_ids"] for row in fresh] == [by_index[index] for index in range(50)]
     with pytest.raises(RecipeError, match="`task_settings` change what is drawn"):
