@@ -1,0 +1,127 @@
+"""Trains and evaluates the runs of a plan, several side by side; what is finished is not done again.
+
+    python release/experiments.py --plan release/mini.yaml --out build/mini
+
+A plan is a YAML file of runs: `NAME: {recipe: train/recipes/R.yaml, set: [seed=1], evaluate: [--rows, "500"]}`, where
+`set` changes settings of the recipe and `evaluate` those of the evaluation (`false`: there is none). Each run has a
+folder OUT/NAME as `train/pretrain.py` writes it, with `evaluation/` as `evaluate/run.py` does. A run that was stopped
+goes on from its last checkpoint.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class PlanArguments:
+    """Train and evaluate what a plan lists."""
+
+    plan: str = field(metadata={"help": "The plan, a YAML file."})
+    out: str = field(metadata={"help": "Folder of the runs."})
+    dataset: str = field(default="build/tasks", metadata={"help": "A dataset that build.py wrote, to evaluate on."})
+    jobs: int = field(default=2, metadata={"help": "Runs side by side; each has an equal share of the cores."})
+    only: str = field(default="", metadata={"help": "A regular expression; runs whose name lacks it are left out."})
+    train: bool = field(default=True, metadata={"help": "Whether to train; else what is trained is evaluated."})
+    evaluate: bool = field(default=True, metadata={"help": "Whether to evaluate."})
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a plan."""
+
+    name: str
+    recipe: str
+    set: list[str] = field(default_factory=list)
+    evaluate: list[str] | bool = field(default_factory=list)
+
+
+class PlanError(ValueError):
+    """A plan that cannot be run."""
+
+
+def read_plan(path: Path, only: str = "") -> list[Planned]:
+    """The runs of a plan, in its order. Raises a PlanError that names what is wrong."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise PlanError(f"The plan {path} cannot be read: {error}") from error
+    runs = []
+    for name, settings in content.items():
+        unknown = set(settings) - {"recipe", "set", "evaluate"}
+        if unknown or "recipe" not in settings:
+            raise PlanError(f"The run {name} of {path} has {sorted(settings)}, but must have recipe, set, evaluate.")
+        if re.search(only, name):
+            runs.append(Planned(name, **settings))
+    if not runs:
+        raise PlanError(f"`only` is {only!r}, but must be found in one of {', '.join(content)}.")
+    return runs
+
+
+def carry_out(run: Planned, arguments: PlanArguments) -> str:
+    """Trains and evaluates one run; what went wrong, or ""."""
+    out = Path(arguments.out) / run.name
+    if arguments.train and not (out / "model").exists():
+        settings = ["--set", *run.set] if run.set else []
+        command = ["train/pretrain.py", "--config", run.recipe, "--out", str(out.resolve()), "--resume", *settings]
+        if error := _call(command, out / "train.txt", arguments.jobs):
+            return f"{run.name}: training failed: {error}"
+    done = (out / "evaluation" / "metrics.json").exists() or not (out / "model").exists()
+    if arguments.evaluate and run.evaluate is not False and not done:
+        command = ["evaluate/run.py", "--model", str((out / "model").resolve())]
+        command += ["--dataset", str(Path(arguments.dataset).resolve()), "--config", _task_of(run)]
+        command += ["--out", str((out / "evaluation").resolve()), *(run.evaluate or [])]
+        if error := _call(command, out / "evaluate.txt", arguments.jobs):
+            return f"{run.name}: evaluation failed: {error}"
+    return ""
+
+
+def _task_of(run: Planned) -> str:
+    recipe: dict[str, Any] = yaml.safe_load((ROOT / run.recipe).read_text())
+    return recipe["task"]
+
+
+def _call(command: list[str], log: Path, jobs: int) -> str:
+    """Runs a command of this repository on a share of the cores; the last line that it said if it failed."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # More threads than cores wait for one another by spinning, a hundred times as slow.
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    with log.open("a") as opened:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    return "" if done.returncode == 0 else f"{log.read_text().splitlines()[-1]} (all of it in {log})"
+
+
+def main() -> None:
+    """Carries out the plan; exits with what failed, after the rest is done."""
+    (arguments,) = HfArgumentParser(PlanArguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    try:
+        runs = read_plan(Path(arguments.plan), arguments.only)
+    except PlanError as error:
+        sys.exit(f"experiments.py: {error}")
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        found = pool.map(lambda run: carry_out(run, arguments), runs)
+        failures = [error for error in tqdm(found, total=len(runs), unit="run") if error]
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
