@@ -7,6 +7,7 @@ Every process works out the whole batch of a step and takes its own rows. So the
 number of processes and micro-batches, and nothing but the step number is needed to go on after a stop.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from recipe import Recipe, RecipeError
 from torch.utils.data import Dataset
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from datasets_scripts import Task
 from datasets_scripts.columns import make_rows
 from datasets_scripts.randomness import stream_key
 from datasets_scripts.vocabulary import ANSWER, encode
@@ -31,17 +33,28 @@ class Source(Protocol):
 
 
 class StreamSource:
-    """Fresh examples, none read twice; under a curriculum, of sizes up to what the step that reads them allows."""
+    """Fresh examples, none read twice; of the recipe's sizes, and under a curriculum up to what the step allows."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
     def read(self, start: int, count: int) -> list[Example]:
         # Not by `stream`, which shares examples out: here each process and worker takes its own of what all can read.
-        task = self.recipe.make_task(max_size=self.recipe.largest_size(start // self.recipe.batch_size))
-        batch = task.generate("train", range(start, start + count), self.recipe.seed)
-        rows = make_rows(task, batch, ("input_ids", "answer_start", "size"))
-        return [{**row, "index": start + place} for place, row in enumerate(rows)]
+        recipe, indices = self.recipe, range(start, start + count)
+        if not recipe.sizes:
+            task = recipe.make_task(max_size=recipe.largest_size(start // recipe.batch_size))
+            return _draw(task, indices, recipe.seed)
+        rows = []
+        for place, size in enumerate(recipe.sizes):
+            own = [index for index in indices if index % len(recipe.sizes) == place]
+            rows += _draw(recipe.make_task(min_size=size, max_size=size), own, recipe.seed) if own else []
+        return sorted(rows, key=lambda row: row["index"])
+
+
+def _draw(task: Task, indices: Sequence[int], seed: int) -> list[Example]:
+    """The examples `indices` of a task's train split."""
+    rows = make_rows(task, task.generate("train", indices, seed), ("input_ids", "answer_start", "size"))
+    return [{**row, "index": index} for index, row in zip(indices, rows, strict=True)]
 
 
 class DatasetSource:
@@ -88,8 +101,9 @@ class StepBatches(Dataset):
     """Item s is what step s (from 0) reads: the micro-batches of this process.
 
     A micro-batch has `input_ids`, `attention_mask`, `labels`, each (rows, tokens), padded on the right, `answer_start`
-    (rows,), `exit_noise` (rows, tokens, ...) or None, and what the whole step holds: `step_labels` and `step_tokens`,
-    numbers of shifted labels and of tokens, and `indices` of all its rows in the source.
+    (rows,), `exit_noise` (rows, tokens, ...) or None, `depth` that all tokens get or None, and what the whole step
+    holds: `step_labels` and `step_tokens`, numbers of shifted labels and of tokens, and `indices` of all its rows in
+    the source.
     """
 
     def __init__(
@@ -128,6 +142,7 @@ class StepBatches(Dataset):
             "step_labels": sum(label != IGNORED for own in labels for label in own[1:]),
             "step_tokens": sum(len(row["input_ids"]) for row in rows),
             "indices": [row["index"] for row in rows],
+            "depth": self._draw_depth(step),
         }
         noise = self._draw_noise(step, len(rows), max(len(row["input_ids"]) for row in rows))
         size = len(rows) // (self.num_processes * self.recipe.accumulation)
@@ -160,6 +175,12 @@ class StepBatches(Dataset):
         )
         answer_start = torch.tensor([row["answer_start"] for row in rows])
         return {**padded, "answer_start": answer_start}
+
+    def _draw_depth(self, step: int) -> int | None:
+        """The depth of all tokens of a step, from 1 to D; None if it is not drawn."""
+        if not self.recipe.random_depth:
+            return None
+        return 1 + int(stream_key("depth", self.recipe.seed, step)) % self.recipe.make_config().max_depth
 
     def _draw_noise(self, step: int, rows: int, width: int) -> torch.Tensor | None:
         """Uniform numbers by row and position of the whole step, however it is shared out."""

@@ -230,9 +230,10 @@ class Trainer:
         """
         device = self.accelerator.device
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
-        noise = batch["exit_noise"]
+        noise, depth = batch["exit_noise"], batch["depth"]
+        given = None if depth is None else depth * inputs["attention_mask"]
         with self.accelerator.autocast():
-            output = self.run_model(**inputs, exit_noise=None if noise is None else noise.to(device))
+            output = self.run_model(**inputs, exit_noise=None if noise is None else noise.to(device), exit_depths=given)
         real, labels = inputs["attention_mask"].bool(), inputs["labels"]
         ce = output.ce_loss * (labels[:, 1:] != -100).sum() / batch["step_labels"]
         kl = output.compute_loss * real.sum() / batch["step_tokens"]

@@ -38,6 +38,7 @@ class Recipe:
         data: "stream" for fresh examples for ever, or a folder or Hub name of a built dataset.
         curriculum: Share of the run over which the largest size that is drawn grows from the task's least to its
             largest; 0 draws all sizes from the first step on.
+        sizes: The only sizes that are trained, in equal shares; empty: all of the task's, by its weights.
         loss_on: "completion", or "all": the prompt's tokens are learnt as well. `<ans>` is never a target.
         seed: Of the weights, the data and the exits.
         steps: Optimiser steps.
@@ -53,6 +54,7 @@ class Recipe:
         compute_weight: gamma, the weight of the KL term, from the step on at which it is fully on.
         press_from, press_to: Shares of the run between which gamma rises from 0. Both 0: constant, as in the paper.
             Otherwise the task is learnt first, and depth pressed down afterwards.
+        random_depth: Whether each step draws one depth for all its tokens, evenly from 1 to D; for `decider: fixed`.
         mixed_precision: "no" or "bf16".
         compile: Whether the model is compiled.
         max_loss: A loss above this ends the run.
@@ -70,6 +72,7 @@ class Recipe:
     task_settings: dict[str, Any] = field(default_factory=dict)
     data: str = "stream"
     curriculum: float = 0.0
+    sizes: tuple[int, ...] = ()
     loss_on: Literal["completion", "all"] = "completion"
     seed: int = 0
     accumulation: int = 1
@@ -85,6 +88,7 @@ class Recipe:
     compute_weight: float = 0.01
     press_from: float = 0.0
     press_to: float = 0.0
+    random_depth: bool = False
     mixed_precision: str = "no"
     compile: bool = False
     max_loss: float = 100.0
@@ -95,7 +99,7 @@ class Recipe:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        self.betas = (self.betas[0], self.betas[1])
+        self.betas, self.sizes = (self.betas[0], self.betas[1]), tuple(self.sizes)
         _require(self.task in PRESETS, "task", self.task, f"one of {', '.join(PRESETS)}")
         for name in ("steps", "batch_size", "accumulation", "group_batches", "pad_to_multiple", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -113,15 +117,22 @@ class Recipe:
         _require(0 <= self.curriculum <= 1, "curriculum", self.curriculum, "from 0 to 1, a share of the run")
         allowed = "0 where `data` is a built dataset, whose rows come in one order; take data='stream'"
         _require(not self.curriculum or self.data == "stream", "curriculum", self.curriculum, allowed)
+        allowed = "empty with a curriculum or a built dataset, which settle the sizes"
+        _require(not self.sizes or (self.data == "stream" and not self.curriculum), "sizes", self.sizes, allowed)
         _require(0 <= self.press_from <= 1, "press_from", self.press_from, "from 0 to 1, a share of the run")
         allowed = f"from press_from={self.press_from} to 1"
         _require(self.press_from <= self.press_to <= 1, "press_to", self.press_to, allowed)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        """Refuses a task whose examples do not fit the model."""
+        """Refuses a task whose examples do not fit the model, and settings that do not fit one or the other."""
         config = self.make_config()
         task = self.make_task()
+        allowed = f"from {task.config.min_size} to {task.config.max_size}, the task's sizes"
+        within = all(task.config.min_size <= size <= task.config.max_size for size in self.sizes)
+        _require(within, "sizes", self.sizes, allowed)
+        allowed = "False where a decider is to learn the depths"
+        _require(not self.random_depth or config.decider == "fixed", "random_depth", self.random_depth, allowed)
         longest = task.longest_example(task.config.extrapolation_size)
         allowed = f"at least {longest}, the longest example of the task"
         _require(
@@ -210,6 +221,7 @@ def make_recipe(content: dict[str, Any]) -> Recipe:
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """`value` if it is of the field's type; YAML reads 1e-3 as text, so text that is a number becomes one."""
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict[str, Any]: "a map"}
+    wanted[tuple[int, ...]] = "a list of whole numbers"
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -224,9 +236,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         return "no" if value is False else str(value)
     elif kind == dict[str, Any] and isinstance(value, dict):
         return value
+    elif kind == tuple[int, ...] and isinstance(value, list | tuple):
+        return tuple(_convert(name, entry, int) for entry in value)
     elif kind == tuple[float, float] and isinstance(value, list | tuple) and len(value) == 2:
         return (_convert(name, value[0], float), _convert(name, value[1], float))
-    elif kind not in (int, float, bool, str, dict[str, Any], tuple[float, float]):
+    elif kind not in (*wanted, tuple[float, float]):
         return value
     raise RecipeError(f"`{name}` is {value!r}, but must be {wanted.get(kind, 'two numbers')}.")
 

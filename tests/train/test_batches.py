@@ -82,6 +82,24 @@ def test_a_curriculum_lets_larger_sizes_in_step_by_step():
     assert open_source(recipe).read(64 * 17, 64) == source.read(64 * 17, 64)
 
 
+def test_a_gapped_grid_trains_its_sizes_alone_in_equal_shares():
+    source = open_source(make_recipe({**BARE, "task": "brevo-mini", "sizes": [3, 6]}))
+    rows = source.read(0, 40)
+    assert [row["index"] for row in rows] == list(range(40))
+    assert sorted(row["size"] for row in rows) == [3] * 20 + [6] * 20
+    assert source.read(13, 20) == rows[13:33]
+
+
+def test_a_random_depth_is_one_a_step_and_takes_every_value():
+    batches = make_batches(random_depth=True, model={**BARE["model"], "decider": "fixed", "max_depth": 3})
+    depths = [batches[step][0]["depth"] for step in range(50)]
+    assert set(depths) == {1, 2, 3}
+    assert depths == [
+        make_batches(random_depth=True, model=batches.recipe.model)[step][0]["depth"] for step in range(50)
+    ]
+    assert make_batches()[0][0]["depth"] is None
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_read_the_same_steps(workers):
     """With two, each read its own share of the stream, and the run died at the first step."""
