@@ -50,7 +50,7 @@ def find_repos(folder: Path, owner: str) -> list[Repo]:
         if kind is None:
             raise ReleaseError(f"{path} is no repo that release/assemble.py wrote; take it away.")
         repo = Repo(path, kind, f"{owner}/{path.name}")
-        if repo.name not in (path / "README.md").read_text():
+        if f'"{repo.name}"' not in (path / "README.md").read_text():
             raise ReleaseError(f"The card of {path} leads to another account; assemble with --owner {owner} first.")
         repos.append(repo)
     return repos
@@ -91,10 +91,12 @@ def upload(repo: Repo, api: HfApi, private: bool, revision: str | None) -> str:
             revision=revision,
         )
     except Exception as error:
-        # The client's failures have no common class: its own errors, those of its HTTP library, RuntimeError.
-        reason = " ".join(str(error.__cause__ or error).split())
+        # The client's failures have no common class: its own errors, those of its HTTP library, and a RuntimeError that
+        # says which file, whose cause says why.
+        cause = (error.__cause__ if isinstance(error, RuntimeError) else None) or error
+        reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
         raise ReleaseError(
-            f"{repo.name} was not uploaded: {reason} The same command uploads what is missing."
+            f"{repo.name} was not uploaded: {reason}. The same command uploads what is missing."
         ) from error
     return commit.commit_url
 

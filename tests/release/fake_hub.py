@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+TOKEN = "hf_test"
 KINDS = ("models", "datasets", "spaces")
 LARGE = (".safetensors", ".parquet")
 
@@ -146,6 +147,8 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def _create(self, wanted: dict) -> None:
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self._send_json({"error": "Invalid username or password."}, 401)
         kind, name = f"{wanted.get('type', 'model')}s", f"{wanted['organization']}/{wanted['name']}"
         assert wanted.get("sdk") == ("static" if kind == "spaces" else None)
         if (kind, name) in self.hub.repos:

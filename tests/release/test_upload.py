@@ -9,7 +9,7 @@ import pytest
 import torch
 import upload
 from conftest import CONFIG, NAME, OWNER
-from fake_hub import serve
+from fake_hub import TOKEN, serve
 from huggingface_hub import constants
 from repos import list_files
 from safetensors.torch import load_file, save_file
@@ -32,6 +32,7 @@ for revision in ("v1", commit, None):
     options = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
     model = AutoModelForCausalLM.from_pretrained(repo, **options)
     assert type(model).__module__.startswith("transformers_modules.")
+    assert revision != commit or commit in type(model).__module__  # the code is that commit's, as the weights are
     output = model(torch.arange(2, 12).view(2, 5))
     found[revision or "main"] = (output.logits, output.exit_depths)
 tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=True)
@@ -55,7 +56,7 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 
 
@@ -168,8 +169,9 @@ def test_a_dry_run_lists_everything_and_connects_to_nothing(hub, run, assembled,
 
 
 def test_mistakes_end_in_one_sentence(hub, run, assembled, releases, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="assemble with --owner another first"):
-        run(assembled, owner="another")
+    for owner in ("another", OWNER[1:]):
+        with pytest.raises(SystemExit, match=f"assemble with --owner {owner} first"):
+            run(assembled, owner=owner)
     with pytest.raises(SystemExit, match="does not exist"):
         run(tmp_path / "nowhere")
     (releases[0] / "notes").mkdir()
@@ -180,3 +182,13 @@ def test_mistakes_end_in_one_sentence(hub, run, assembled, releases, tmp_path, m
     with pytest.raises(SystemExit, match="There is no token"):
         run(assembled, "--no_dry_run")
     assert not hub.requests
+
+
+def test_what_the_hub_refuses_ends_in_one_sentence(hub, run, assembled, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    with pytest.raises(SystemExit, match=r"was not uploaded: [^\n]*401[^\n]*Invalid username or password\. The same"):
+        run(assembled, "--no_dry_run")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(SystemExit, match=r"was not uploaded: [^\n]*refused[^\n]*$"):
+        run(assembled, "--no_dry_run")
+    assert not hub.repos
