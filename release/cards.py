@@ -112,7 +112,7 @@ def make_card(checkpoint: Checkpoint, owner: str) -> str:
         paper=PAPER,
         checkpoint=checkpoint,
         config=checkpoint.config,
-        exits={**checkpoint.config, **checkpoint.generation},
+        exits=checkpoint.config | {name: value for name, value in checkpoint.generation.items() if value is not None},
         recipe=_flatten(checkpoint.recipe),
         metrics=checkpoint.metrics,
         analyses=checkpoint.metrics["analyses"],
