@@ -2,7 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup test lint fuzz benchmark clean
+.PHONY: setup test lint fuzz benchmark hub clean
+
+# The account on the Hub that cards link to: make hub OWNER=name
+OWNER ?= OWNER
 
 setup: $(STAMP)
 
@@ -29,6 +32,12 @@ benchmark: setup
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/training.py
+
+build/tasks: | setup
+	$(BIN)/python datasets_scripts/build.py --out $@ --tasks mano-mini brevo-mini lano-mini --rows 20000
+
+hub: setup build/tasks
+	$(BIN)/python release/assemble.py --out build/hub --dataset build/tasks --owner $(OWNER)
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -101,7 +101,7 @@ def build(arguments: BuildArguments) -> Path:
     for (name, split), own in indices.items():
         files = [shard.hashes for shard in shards if shard.path.parent.name == name and shard.split == split]
         record["configs"][name]["splits"][split]["duplicates"] = _count_duplicates(files, len(own))
-    _finish(repo, tasks, record)
+    finish(repo, tasks, record)
     if out.exists():
         out.rmdir()
     repo.rename(out)
@@ -302,10 +302,10 @@ def _count_duplicates(files: list[Path], rows: int) -> int:
     return rows - distinct
 
 
-def _finish(repo: Path, tasks: dict[str, Task], record: dict[str, Any]) -> None:
-    """Writes what belongs to the whole: tokenizer, card, record, checksums."""
+def finish(repo: Path, tasks: dict[str, Task], record: dict[str, Any], name: str = "path/to/this/folder") -> None:
+    """Writes what belongs to the whole: tokenizer, card, record, checksums. `name`: what the card says to load."""
     make_tokenizer().save_pretrained(repo)
-    write_whole(repo / "README.md", make_card(repo, tasks, record))
+    write_whole(repo / "README.md", make_card(repo, tasks, record, name))
     write_whole(repo / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     files = sorted(file for file in repo.rglob("*") if file.is_file() and file.name != CHECKSUMS)
     lines = [f"{_checksum(file)}  {file.relative_to(repo).as_posix()}\n" for file in files]

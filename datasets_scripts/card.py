@@ -62,8 +62,8 @@ depth in *ANIRA* (arXiv 2602.08864). The generators and labels are this project'
 """
 
 
-def make_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any]) -> str:
-    """The text of README.md for the configs in `record`, whose Parquet files lie in `folder`."""
+def make_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any], name: str) -> str:
+    """The text of README.md for the configs in `record`, whose Parquet files lie in `folder`; loaded by `name`."""
     infos = {name: _make_info(folder / name, name, task, record) for name, task in tasks.items()}
     data = DatasetCardData(
         license="apache-2.0",
@@ -80,7 +80,7 @@ def make_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any]) -> s
         ],
     )
     DatasetInfosDict(infos).to_dataset_card_data(data)
-    return f"---\n{data.to_yaml()}\n---\n{_make_text(folder, tasks, record)}"
+    return f"---\n{data.to_yaml()}\n---\n{_make_text(name, tasks, record)}"
 
 
 def _make_info(folder: Path, name: str, task: Task, record: dict[str, Any]) -> DatasetInfo:
@@ -100,13 +100,13 @@ def _make_info(folder: Path, name: str, task: Task, record: dict[str, Any]) -> D
     )
 
 
-def _make_text(folder: Path, tasks: dict[str, Task], record: dict[str, Any]) -> str:
+def _make_text(loaded_by: str, tasks: dict[str, Task], record: dict[str, Any]) -> str:
     first = next(iter(tasks))
     families: dict[str, Task] = {}
     for task in tasks.values():
         families.setdefault(task.name, task)
     parts = [
-        _INTRODUCTION.format(folder="path/to/this/folder", config=first),
+        _INTRODUCTION.format(folder=loaded_by, config=first),
         "\n## Columns\n\n| column | type | meaning |\n| --- | --- | --- |\n",
         *(_describe_column(name, meaning, families) for name, meaning in COLUMNS.items()),
         _CONVENTIONS,
@@ -141,13 +141,13 @@ def _describe_task(task: Task) -> str:
         *(f"* `features.{name}`: {meaning}." for name, meaning in task.features.items()),
         f"* Right or wrong: {task.scoring}.\n",
         "```",
-        *draw_labels(make_table(task, task.generate("validation", [_shortest_of(task)])).to_pylist()[0]),
+        *draw_labels(make_table(task, task.generate("validation", [find_readable(task)])).to_pylist()[0]),
         "```\n",
     ]
     return "\n".join(lines)
 
 
-def _shortest_of(task: Task) -> int:
+def find_readable(task: Task) -> int:
     """Index of an example that is short enough to be read, yet not of the least size if others are as short."""
     batch = task.generate("validation", range(64))
     lengths = [int(length) for length in batch.offsets[1:] - batch.offsets[:-1]]

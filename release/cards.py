@@ -1,0 +1,210 @@
+"""Writes the card of a checkpoint from what its run and its evaluation left there; no number in it is typed.
+
+python release/cards.py checkpoints/NAME ...
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from repos import DATASET, NOBODY, ReleaseError
+from transformers import HfArgumentParser
+
+from datasets_scripts import Task, get_task
+from datasets_scripts.build import write_whole
+from datasets_scripts.card import find_readable
+from datasets_scripts.vocabulary import decode
+
+PAPER = "2602.08864"
+
+# A checkpoint's folder holds at least these.
+FILES = (
+    "model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "log.jsonl",
+    "recipe.json",
+    "metrics.json",
+)
+
+
+@dataclass
+class CardArguments:
+    """Write the cards of checkpoints."""
+
+    checkpoints: list[str] = field(metadata={"help": "Folders of checkpoints."})
+    owner: str = field(default=NOBODY, metadata={"help": "Account on the Hub that the links lead to."})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's name, and what its files say of it."""
+
+    name: str
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    recipe: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def repo(self) -> str:
+        """Its repo's name on the Hub."""
+        return f"anira-{self.name}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt of the task, and how long its answer can be."""
+
+    prompt: str
+    longest_answer: int
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises a ReleaseError that names what is missing or does not fit."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ReleaseError(f"The checkpoint {folder} lacks {', '.join(missing)}.")
+    config, generation, recipe, metrics = (
+        _read(folder / f"{name}.json") for name in ("config", "generation_config", "recipe", "metrics")
+    )
+    for name, evaluated, own in (
+        ("config", metrics["config"], recipe["task"]),
+        ("decider", metrics["decider"], config["decider"]),
+        ("max_depth", metrics["max_depth"], config["max_depth"]),
+    ):
+        if evaluated != own:
+            raise ReleaseError(
+                f"`{name}` in {folder}/metrics.json is {evaluated!r}, but must be {own!r}, as this checkpoint's is."
+            )
+    return Checkpoint(folder.resolve().name, config, generation, recipe, metrics)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ReleaseError(f"{path} is no JSON: {error}.") from error
+
+
+def make_card(checkpoint: Checkpoint, owner: str) -> str:
+    """The text of a checkpoint's README.md, with links to the repos of `owner`."""
+    task = _make_task(checkpoint.recipe)
+    # A name that the template asks for and nobody gave is an error, not an empty place.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["estimate"] = show
+    text = environment.get_template("card.md.jinja").render(
+        repo=f"{owner}/{checkpoint.repo}",
+        dataset=f"{owner}/{DATASET}",
+        paper=PAPER,
+        checkpoint=checkpoint,
+        config=checkpoint.config,
+        exits=checkpoint.config | {name: value for name, value in checkpoint.generation.items() if value is not None},
+        recipe=_flatten(checkpoint.recipe),
+        metrics=checkpoint.metrics,
+        analyses=checkpoint.metrics["analyses"],
+        task=task,
+        example=_find_example(task),
+    )
+    return f"---\n{_make_header(checkpoint, owner).to_yaml()}\n---\n{text}"
+
+
+def _make_header(checkpoint: Checkpoint, owner: str) -> ModelCardData:
+    """What the Hub reads of the card."""
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["anira", "adaptive-computation", "recurrent-depth", "custom_code", f"arxiv:{PAPER}"],
+        datasets=[f"{owner}/{DATASET}"],
+        model_name=checkpoint.repo,
+        eval_results=_list_results(checkpoint.metrics, f"{owner}/{DATASET}"),
+    )
+
+
+def _list_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
+    """The results that the Hub shows: on the first split, and beyond the sizes of training if that was measured."""
+    found = [
+        ("accuracy", "Accuracy", metrics["splits"][0], metrics["accuracy"]["value"]),
+        ("mean_depth", "Mean depth at answers", metrics["splits"][0], metrics["depth"]["value"]),
+    ]
+    beyond = metrics["analyses"]["generalization"].get("beyond", {})
+    if "accuracy_beyond" in beyond:
+        found.append(("accuracy", "Accuracy beyond training sizes", metrics["splits"][-1], beyond["accuracy_beyond"]))
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset,
+            dataset_name=f"ANIRA tasks, {metrics['config']}",
+            dataset_config=metrics["config"],
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for kind, name, split, value in found
+    ]
+
+
+def show(estimate: dict[str, Any] | None, digits: int = 3) -> str:
+    """An estimate as text: value and 95 % interval, or why there is none."""
+    if not estimate or estimate["value"] is None:
+        return f"not defined: {(estimate or {}).get('reason', 'not measured')}"
+    value = f"{estimate['value']:.{digits}f}"
+    if estimate.get("low") is None:
+        return value
+    return f"{value} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
+
+
+def _flatten(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as name and value, "model.max_depth" for what is in a map."""
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        flat |= {f"{name}.{inner}": own for inner, own in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _make_task(recipe: dict[str, Any]) -> Task:
+    """The task that the checkpoint was trained on."""
+    preset = get_task(recipe["task"])
+    return type(preset)(dataclasses.replace(preset.config, **recipe["task_settings"]))
+
+
+def _find_example(task: Task) -> Example:
+    """A short prompt of the validation split, which is never trained on; always the same."""
+    batch = task.generate("validation", [find_readable(task)])
+    prompt = decode(batch.tokens[: int(batch.answer_start[0])].tolist())
+    return Example(prompt, task.longest_answer(int(batch.size[0])))
+
+
+def main() -> None:
+    """Writes the cards, and says where they are."""
+    parser = HfArgumentParser(CardArguments)  # type: ignore[arg-type]
+    arguments = sys.argv[1:]
+    # Folders first, as one writes them, rather than after --checkpoints.
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--checkpoints", *arguments]
+    (parsed,) = parser.parse_args_into_dataclasses(arguments)
+    try:
+        for folder in map(Path, parsed.checkpoints):
+            write_whole(folder / "README.md", make_card(read_checkpoint(folder), parsed.owner))
+            print(f"Wrote {folder / 'README.md'}")
+    except (ReleaseError, OSError) as error:
+        sys.exit(f"cards.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Cards hold no number that is not measured, and their code runs."""
+
+import copy
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cards
+import pytest
+import yaml
+from conftest import NAME, OWNER
+from repos import NOBODY, ReleaseError
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e-?\d+)?")
+
+
+def leaves(value):
+    """All plain values within a value."""
+    if isinstance(value, dict):
+        for name, own in value.items():
+            yield name
+            yield from leaves(own)
+    elif isinstance(value, list | tuple):
+        for own in value:
+            yield from leaves(own)
+    else:
+        yield value
+
+
+def forms(value):
+    """The numbers as which a card may show a value."""
+    yield from NUMBER.findall(str(value))
+    if isinstance(value, int):
+        yield f"{value:,}"
+    elif isinstance(value, float):
+        for text in (f"{value:.3f}", f"{value:.2f}", f"{value:.1%}", str(round(value, 4))):
+            yield from NUMBER.findall(text)
+
+
+def numbers_of_prose(text):
+    return set(NUMBER.findall(re.sub(r"```python.*?```", "", text, flags=re.DOTALL)))
+
+
+def numbers_of_sources(checkpoint):
+    metrics = checkpoint.metrics
+    sources = [*leaves(dataclasses.asdict(checkpoint)), metrics["flops"] / metrics["flops_full"], cards.PAPER]
+    return {form for value in sources for form in forms(value)}
+
+
+def fixed_numbers():
+    """Those of the template's own words: 95 % and the like."""
+    template = (ROOT / "release" / "card.md.jinja").read_text()
+    return numbers_of_prose(re.sub(r"\{[{%].*?[}%]\}", "", template, flags=re.DOTALL))
+
+
+def shift(value, step):
+    """Each number of the metrics changed by another amount."""
+    if isinstance(value, dict):
+        return {name: shift(own, step) for name, own in value.items()}
+    if isinstance(value, list):
+        return [shift(own, step) for own in value]
+    return value + next(step) if isinstance(value, float) else value
+
+
+def test_every_number_is_measured(checkpoint):
+    found = cards.read_checkpoint(checkpoint)
+    assert fixed_numbers() <= {"0", "1", "2.0", "95", "2026"}
+    steps = (0.0137 * i for i in range(10**6))
+    moved = dataclasses.replace(found, metrics=shift(found.metrics, steps))
+    for own in (found, moved):
+        strangers = numbers_of_prose(cards.make_card(own, OWNER)) - numbers_of_sources(own) - fixed_numbers()
+        assert not strangers
+    assert numbers_of_prose(cards.make_card(moved, OWNER)) != numbers_of_prose(cards.make_card(found, OWNER))
+
+
+def test_the_card_says_what_was_measured(checkpoint):
+    found = cards.read_checkpoint(checkpoint)
+    card, metrics = cards.make_card(found, OWNER), found.metrics
+    beyond = metrics["analyses"]["generalization"]["beyond"]
+    for estimate, digits in ((metrics["accuracy"], 3), (metrics["depth"], 2), (metrics["depth_all"], 2)):
+        assert f"| {cards.show(estimate, digits)} |" in card
+    assert f"beyond, {beyond['accuracy_beyond']:.3f} at {beyond['depth_beyond']:.2f}" in " ".join(card.split())
+    aligned = metrics["analyses"]["alignment"]["per_example"]["exit_depth"]["all"]
+    row = " | ".join(cards.show(aligned[name], 2) for name in ("size", "difficulty", "difficulty given size"))
+    assert f"| mean over the answer | all | {row} |" in card
+    for point in metrics["controls"]:
+        assert f"| {point['depths']} | {cards.show(point['accuracy'])} |" in card
+    for row in metrics["analyses"]["generalization"]["by_size"]:
+        mark = ", beyond training" if row["size"] > metrics["size_limit"] else ""
+        assert f"| {row['size']}{mark} | {row['n']} | {row['accuracy']:.3f} (" in card
+    assert f"has reached {found.generation['exit_quantile']}" in card
+
+
+def test_the_hub_reads_the_header(checkpoint):
+    found = cards.read_checkpoint(checkpoint)
+    header = yaml.safe_load(cards.make_card(found, OWNER).split("---\n")[1])
+    assert header["library_name"] == "transformers"
+    assert header["license"] == "apache-2.0"
+    assert header["pipeline_tag"] == "text-generation"
+    assert header["datasets"] == [f"{OWNER}/anira-tasks"]
+    assert "arxiv:2602.08864" in header["tags"]
+    results = [metric for result in header["model-index"][0]["results"] for metric in result["metrics"]]
+    assert [result["value"] for result in results if result["name"] == "Accuracy"] == [
+        round(found.metrics["accuracy"]["value"], 4)
+    ]
+
+
+@pytest.mark.parametrize("task", ["mano-mini", "lano-mini"])
+@pytest.mark.parametrize("decider", ["early", "fixed", "stability"])
+def test_cards_of_other_models_where_little_was_measured(checkpoint, task, decider):
+    found = copy.deepcopy(cards.read_checkpoint(checkpoint))
+    found.config["decider"] = decider
+    found.recipe["task"] = task
+    found.metrics["controls"] = []
+    found.metrics["analyses"] = {name: {"reason": "it failed"} for name in found.metrics["analyses"]}
+    card = cards.make_card(found, OWNER)
+    assert "Not measured: it failed." in card
+    assert "what happens beyond was not measured" in card
+    assert f"do_sample={task == 'lano-mini'}" in card
+    assert ("exits by the rule" in card) == (decider == "early")
+    assert "\n\n\n" not in card
+
+
+def test_the_code_of_a_card_runs_as_a_reader_would_paste_it(assembled, checkpoint, tmp_path):
+    folder = assembled / f"anira-{NAME}"
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    assert f'"{OWNER}/anira-{NAME}"' in code
+    script = tmp_path / "pasted.py"
+    stranger = "import sys\nsys.modules['modeling_anira'] = None\n"
+    script.write_text(stranger + code.replace(f"{OWNER}/anira-{NAME}", str(folder)))
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("answer: ")
+    depths = [int(line.split()[-1]) for line in lines[1:]]
+    assert depths[-1] == 0
+    assert all(1 <= depth <= 3 for depth in depths[:-1])
+
+
+def test_the_command_writes_the_card_beside_the_weights(checkpoint, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / NAME)
+    monkeypatch.setattr(sys, "argv", ["cards.py", str(folder), "--owner", OWNER])
+    cards.main()
+    assert (folder / "README.md").read_text() == cards.make_card(cards.read_checkpoint(folder), OWNER)
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"metrics\.json is no JSON"):
+        cards.main()
+
+
+def test_an_evaluation_of_another_model_is_refused(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / NAME)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "decider": "early"}))
+    with pytest.raises(ReleaseError, match=r"`decider` .* 'early', but must be 'online'"):
+        cards.read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "checkpoints").glob("*/")), ids=lambda folder: folder.name)
+def test_cards_in_this_clone_are_what_their_sources_give(folder):
+    found = cards.read_checkpoint(folder)
+    assert (folder / "README.md").read_text() == cards.make_card(found, NOBODY)
+    assert {path.name for path in folder.iterdir()} == {*cards.FILES, "README.md"}
+    assert found.metrics["rows"]["test"] >= 4000
