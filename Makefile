@@ -34,8 +34,9 @@ test: setup
 
 # Each step goes on where it was stopped, and does nothing anew that is there.
 demo: export OMP_NUM_THREADS ?= 2
-# No bar for what is done at once.
-demo: export TQDM_DELAY = 3
+# No bar for the loading of weights and rows, which is done at once.
+demo: export HF_HUB_DISABLE_PROGRESS_BARS = 1
+demo: export HF_DATASETS_DISABLE_PROGRESS_BARS = 1
 demo: $(DEMO_RELEASED) setup
 	@echo "[1/5] Building the dataset: $(DEMO_OUT)/tasks"
 	@$(BIN)/python datasets_scripts/build.py --out $(DEMO_OUT)/tasks --tasks $(DEMO_TASK) --rows 1000 \

@@ -181,7 +181,9 @@ def describe(found: Answered, verdict: Verdict | None, console: Console) -> None
     for depth in range(1, found.deepest + 1):
         legend.append(" ").append(str(depth), _style(depth, found.deepest)).append(_bar(depth, found.deepest))
     console.print(legend.append(", - not run."))
-    console.print("A token's depth goes into predicting the next one: that of <ans> counts to the answer.", style="dim")
+    console.print(
+        "A token's depth goes into predicting the next: the prompt's last token counts to the answer.", style="dim"
+    )
 
 
 def main() -> None:
@@ -196,6 +198,9 @@ def main() -> None:
         found = answer(model, tokenizer, choose_prompt(arguments, task), task)
     except ValueError as error:
         sys.exit(f"show.py: {error}")
+    console.print(arguments.model, style="bold")
+    if task:
+        console.print(f"{arguments.task}: {type(task).__doc__}")
     draw(found, console)
     describe(found, task and judge(found, task), console)
 
