@@ -5,8 +5,8 @@ STAMP := .venv/.complete
 # `make demo`: about three minutes of training. Shorter: `make demo DEMO_STEPS=20 DEMO_ROWS=64`.
 DEMO_TASK ?= brevo-mini
 DEMO_RECIPE ?= train/recipes/$(DEMO_TASK)-online.yaml
-DEMO_STEPS ?= 600
-DEMO_SETTINGS ?= evaluate_every=100 eval_rows=64
+DEMO_STEPS ?= 900
+DEMO_SETTINGS ?= evaluate_every=150 eval_rows=64
 # Rows of each split that is answered, and which of them is shown.
 DEMO_ROWS ?= 256
 DEMO_INDEX ?= 3
