@@ -2,21 +2,17 @@
 
 import io
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from examples import EvaluationError
 from rich.console import Console
-from show import Answered, ShowArguments, answer, choose_prompt, describe, draw, judge
+from show import Answered, ShowArguments, answer, choose_prompt, describe, draw, judge, main
 
 from datasets_scripts import get_task, make_tokenizer
 from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
 from modeling_anira import AniraConfig, AniraForCausalLM
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "<bos> 4 2 7 4 <query> 2 <ans>"
 RIGHT = Answered([*PROMPT.split(), "7", "4", "2", "<eos>"], [1, 2, 3, 4, 1, 10, 3, 4, 10, 1, 2, 0], 8, 10)
 
@@ -141,19 +137,19 @@ def test_bad_prompts_are_refused(model, prompt, message):
         answer(model, make_tokenizer(), prompt, None)
 
 
-def test_the_command_shows_a_saved_model_and_ends_in_one_sentence(model, tmp_path):
+def test_the_command_shows_a_saved_model_and_ends_in_one_sentence(model, tmp_path, monkeypatch, capsys):
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-
-    def run(*arguments):
-        command = [sys.executable, str(ROOT / "evaluate" / "show.py"), "--model", str(tmp_path), *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    done = run("--task", "brevo-mini", "--index", "1")
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout
-    assert re.search(r"The answer is (right|wrong)", done.stdout)
-    refused = run("--task", "nope")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("show.py: `task` is 'nope', but must be one of")
-    assert len(refused.stderr.splitlines()) == 1
+    command = ["show.py", "--model", str(tmp_path), "--prompt", PROMPT]
+    monkeypatch.setattr("sys.argv", [*command, "--task", "brevo-mini"])
+    main()
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "brevo-mini: All ancestors" in shown
+    assert re.search(r"The answer is (right|wrong)", shown)
+    monkeypatch.setattr("sys.argv", [*command, "--task", "nope"])
+    with pytest.raises(SystemExit, match=r"^show.py: `task` is 'nope', but must be one of .*\.$"):
+        main()
+    monkeypatch.setattr("sys.argv", ["show.py", "--model", str(tmp_path / "none"), "--prompt", PROMPT])
+    with pytest.raises(SystemExit, match=r"^show.py: The tokenizer of .* cannot be loaded"):
+        main()
