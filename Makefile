@@ -2,10 +2,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup test lint fuzz benchmark hub clean
-
 # The account on the Hub that cards link to: make hub OWNER=name
 OWNER ?= OWNER
+
+# `make demo`: about three minutes of training. Shorter: `make demo DEMO_STEPS=20 DEMO_ROWS=64`.
+DEMO_TASK ?= brevo-mini
+DEMO_RECIPE ?= train/recipes/$(DEMO_TASK)-online.yaml
+DEMO_STEPS ?= 900
+DEMO_SETTINGS ?= evaluate_every=150 eval_rows=64
+# Rows of each split that is answered, and which of them is shown.
+DEMO_ROWS ?= 256
+DEMO_INDEX ?= 3
+DEMO_RELEASED ?= checkpoints/$(DEMO_TASK)-online
+# A folder for each length: a command does not go on in a folder that was begun with other settings.
+DEMO_OUT ?= build/demo/$(DEMO_TASK)-$(DEMO_STEPS)-steps-$(DEMO_ROWS)-rows
+
+DEMO_EVALUATE = $(BIN)/python evaluate/run.py --dataset $(DEMO_OUT)/tasks --config $(DEMO_TASK) --controls False \
+	--sweep_rows 0 --resamples 100
+DEMO_SHOW = $(BIN)/python evaluate/show.py --task $(DEMO_TASK) --index $(DEMO_INDEX)
+
+.PHONY: setup test demo lint fuzz benchmark hub clean
 
 setup: $(STAMP)
 
@@ -18,6 +34,32 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# Each step goes on where it was stopped, and does nothing anew that is there.
+demo: export OMP_NUM_THREADS ?= 2
+# No bar for the loading of weights and rows, which is done at once.
+demo: export HF_HUB_DISABLE_PROGRESS_BARS = 1
+demo: export HF_DATASETS_DISABLE_PROGRESS_BARS = 1
+demo: $(DEMO_RELEASED) setup
+	@echo "[1/5] Building the dataset: $(DEMO_OUT)/tasks"
+	@$(BIN)/python datasets_scripts/build.py --out $(DEMO_OUT)/tasks --tasks $(DEMO_TASK) --rows 1000 \
+		--eval_rows $(DEMO_ROWS)
+	@echo "[2/5] Training a model that decides after every iteration, for $(DEMO_STEPS) steps: $(DEMO_OUT)/run"
+	@$(BIN)/python train/pretrain.py --config $(DEMO_RECIPE) --out $(DEMO_OUT)/run --resume \
+		--set steps=$(DEMO_STEPS) $(DEMO_SETTINGS)
+	@echo "[3/5] Evaluating it, and the released $(DEMO_RELEASED)"
+	@$(DEMO_EVALUATE) --model $(DEMO_OUT)/run/model --out $(DEMO_OUT)/evaluations/just-trained
+	@$(DEMO_EVALUATE) --model $(DEMO_RELEASED) --out $(DEMO_OUT)/evaluations/released
+	@echo "[4/5] Putting both side by side"
+	@$(BIN)/python evaluate/report.py $(DEMO_OUT)/evaluations/just-trained $(DEMO_OUT)/evaluations/released \
+		--out $(DEMO_OUT)/report
+	@echo "[5/5] One example, answered by the model that was just trained, and by the released one"
+	@$(DEMO_SHOW) --model $(DEMO_OUT)/run/model
+	@$(DEMO_SHOW) --model $(DEMO_RELEASED)
+	@echo "The report is $(abspath $(DEMO_OUT))/report/report.html: open it in a browser."
+
+$(DEMO_RELEASED):
+	$(error $(DEMO_RELEASED) is missing; set DEMO_RELEASED to the folder of a trained checkpoint)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -66,6 +66,13 @@ def ask(
     return [answers[row] for row in range(len(batch))]
 
 
+def sampling(task: Task) -> dict[str, Any]:
+    """How `generate` draws answers to a task: greedy, or sampled at temperature 1."""
+    if not task.sampled:
+        return {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
+    return {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+
+
 def _cuda_of(model: Any) -> list[torch.device]:
     return [model.device] if model.device.type == "cuda" else []
 
@@ -100,10 +107,7 @@ def _ask_together(
         input_ids.to(model.device),
         attention_mask=(input_ids != PAD).long().to(model.device),
         max_new_tokens=longest,
-        do_sample=task.sampled,
-        top_k=0 if task.sampled else None,
-        top_p=1.0 if task.sampled else None,
-        temperature=1.0 if task.sampled else None,
+        **sampling(task),
         eos_token_id=EOS,
         pad_token_id=PAD,
         return_dict_in_generate=True,

@@ -3,14 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset, load_dataset
-from transformers import AutoTokenizer
 
 from datasets_scripts import PRESETS, TASKS, Batch, Task, get_task
-from datasets_scripts.vocabulary import decode, encode
+from datasets_scripts.vocabulary import encode
 
 
 class EvaluationError(ValueError):
@@ -70,18 +68,3 @@ def take(batch: Batch, rows: range) -> Batch:
         instance=batch.instance[rows.start : rows.stop],
         derived={name: values[first:last] for name, values in batch.derived.items()},
     )
-
-
-def check_tokenizer(model: str, batch: Batch, revision: str | None) -> None:
-    """Refuses a model whose tokenizer gives other ids than the dataset's."""
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=True)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"The tokenizer of {model} cannot be loaded: {error}") from error
-    ids = batch.tokens[: batch.offsets[1]].tolist()
-    text = decode(ids)
-    found = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if found != ids:
-        raise EvaluationError(
-            f"The tokenizer of {model} differs from the dataset's: {text!r} becomes {found[:12]}, not {ids[:12]}."
-        )

@@ -36,14 +36,14 @@ from controls import (
     oracle,
     rows_for_threshold,
 )
-from examples import EvaluationError, check_tokenizer, load_examples, open_task, take
+from examples import EvaluationError, load_examples, open_task, take
+from loading import check_tokenizer, load_model
 from measures import measure
 from passes import Depths, run_examples, run_given
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
-from transformers import AutoModelForCausalLM, HfArgumentParser
+from transformers import HfArgumentParser
 
-import modeling_anira  # noqa: F401 (registers the Auto classes, so that a folder without code loads as well)
 from datasets_scripts import Batch
 
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -89,7 +89,7 @@ class Evaluation:
             for split in arguments.splits
         }
         check_tokenizer(arguments.model, self.batches[arguments.splits[0]], arguments.revision)
-        self.model = self._load_model()
+        self.model = load_model(arguments.model, arguments.revision).to(self.accelerator.device)
         self._open_folder()
         self.begun = time.perf_counter()
 
@@ -141,17 +141,6 @@ class Evaluation:
         names = ("min_depth", "max_depth", "exit_quantile", "exit_rule")
         said = {name: getattr(self.model.generation_config, name, None) for name in names}
         return {name: value for name, value in said.items() if value is not None}
-
-    def _load_model(self) -> Any:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.arguments.model, revision=self.arguments.revision, trust_remote_code=True
-            )
-        except (OSError, ValueError) as error:
-            raise EvaluationError(f"The model {self.arguments.model} cannot be loaded: {error}") from error
-        if model.config.model_type != "anira":
-            raise EvaluationError(f"`model` is of type {model.config.model_type}, but must be an ANIRA checkpoint.")
-        return model.to(self.accelerator.device).eval()
 
     def _open_folder(self) -> None:
         """Makes the folder, or takes up what it holds. Refuses that of another evaluation."""
