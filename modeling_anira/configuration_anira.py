@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from .versions import TRANSFORMERS  # noqa: F401  (first of all: a release that is too old is refused by name)
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
