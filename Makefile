@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup test lint fuzz benchmark clean
+.PHONY: setup test lint fuzz matrix benchmark clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,9 @@ lint: setup
 
 fuzz: setup
 	$(BIN)/python -m pytest -q -m thorough
+
+matrix: setup
+	$(BIN)/python release/matrix.py
 
 benchmark: setup
 	$(BIN)/python benchmarks/prefill.py
