@@ -18,7 +18,7 @@ import time
 import venv
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,10 +87,10 @@ def main() -> None:
 def combinations() -> Iterator[Combination]:
     """All of them, the newest first; the pinned release once, also when it is the newest."""
     for version in dict.fromkeys((newest("transformers"), pinned("transformers"), *OLDER_TRANSFORMERS)):
-        yield Combination("transformers", version, MODEL_TESTS, "pinned" * (version == pinned("transformers")))
+        yield Combination("transformers", version, MODEL_TESTS, note_pinned("transformers", version))
     yield Combination("transformers", REFUSED_TRANSFORMERS, REFUSAL_TESTS, "refused at import, with what to install")
     for version in dict.fromkeys((newest("datasets"), newest("datasets<5"), OLDEST_DATASETS)):
-        yield Combination("datasets", version, TASK_TESTS, "pinned" * (version == pinned("datasets")))
+        yield Combination("datasets", version, TASK_TESTS, note_pinned("datasets", version))
 
 
 def newest(requirement: str) -> str:
@@ -107,11 +107,16 @@ def pinned(library: str) -> str:
     return found[1]
 
 
+def note_pinned(library: str, version: str) -> str:
+    """Says so of the release that constraints.txt names."""
+    return "pinned" if version == pinned(library) else ""
+
+
 def install(combination: Combination) -> None:
     """Makes the environment, unless it is there and whole."""
     stamp = combination.folder / ".complete"
     if not stamp.exists():
-        venv.create(combination.folder, clear=True)
+        venv.create(combination.folder, clear=True, symlinks=True)
         packages = sysconfig.get_path("purelib", vars={"base": str(combination.folder)})
         # Read after the environment's own packages, so that what is installed there comes first.
         Path(packages, "fallback.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -156,10 +161,10 @@ def skip_reasons(report: Path) -> list[str]:
     return list(dict.fromkeys(skipped.attrib["message"] for skipped in ET.parse(report).iter("skipped")))
 
 
-def make_table(combinations: Iterator[Combination]) -> str:
+def make_table(known: Iterable[Combination]) -> str:
     """A Markdown table of all combinations that have run."""
     lines = ["| | passed | failed | skipped | |", "| --- | --- | --- | --- | --- |"]
-    for combination in combinations:
+    for combination in known:
         if combination.report.exists():
             outcomes = count(combination.report)
             notes = "; ".join(filter(None, [combination.note, *skip_reasons(combination.report)]))
