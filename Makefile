@@ -21,7 +21,7 @@ DEMO_EVALUATE = $(BIN)/python evaluate/run.py --dataset $(DEMO_OUT)/tasks --conf
 	--sweep_rows 0 --resamples 100
 DEMO_SHOW = $(BIN)/python evaluate/show.py --task $(DEMO_TASK) --index $(DEMO_INDEX)
 
-.PHONY: setup test demo lint fuzz benchmark hub clean
+.PHONY: setup test demo lint fuzz matrix benchmark hub clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,9 @@ lint: setup
 
 fuzz: setup
 	$(BIN)/python -m pytest -q -m thorough
+
+matrix: setup
+	$(BIN)/python release/matrix.py
 
 benchmark: setup
 	$(BIN)/python benchmarks/prefill.py

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from .versions import TRANSFORMERS  # noqa: F401  (first of all: a release that is too old is refused by name)
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
@@ -127,7 +130,8 @@ class AniraConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         # `from_pretrained(..., max_depth=16)` sets fields after construction: the number of cache slots must follow.
         super().__setattr__(name, value)
-        if name in _LAYER_COUNTS and getattr(self, "_post_init_done", False):
+        # The count is the last field to be set on construction; where it is there, the others are.
+        if name in _LAYER_COUNTS and vars(self).get("num_hidden_layers") is not None:
             self.num_hidden_layers = self.num_attention_calls
 
     def __post_init__(self, **kwargs: Any) -> None:
