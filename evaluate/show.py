@@ -202,7 +202,7 @@ def main() -> None:
     if task:
         console.print(f"{arguments.task}: {type(task).__doc__}")
     draw(found, console)
-    describe(found, task and judge(found, task), console)
+    describe(found, judge(found, task) if task else None, console)
 
 
 if __name__ == "__main__":

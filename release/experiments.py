@@ -3,9 +3,9 @@
     python release/experiments.py --plan release/mini.yaml --out build/mini
 
 A plan is a YAML file of runs: `NAME: {recipe: train/recipes/R.yaml, set: [seed=1], evaluate: [--rows, "500"]}`, where
-`set` changes settings of the recipe and `evaluate` those of the evaluation (`false`: there is none). Each run has a
-folder OUT/NAME as `train/pretrain.py` writes it, with `evaluation/` as `evaluate/run.py` does. A run that was stopped
-goes on from its last checkpoint.
+`set` changes settings of the recipe and `evaluate` has options of the evaluation. Each run has a folder OUT/NAME as
+`train/pretrain.py` writes it, with `evaluation/` as `evaluate/run.py` does. A run that was stopped goes on from its
+last checkpoint.
 """
 
 import os
@@ -44,7 +44,7 @@ class Planned:
     name: str
     recipe: str
     set: list[str] = field(default_factory=list)
-    evaluate: list[str] | bool = field(default_factory=list)
+    evaluate: list[str] = field(default_factory=list)
 
 
 class PlanError(ValueError):
@@ -78,10 +78,10 @@ def carry_out(run: Planned, arguments: PlanArguments) -> str:
         if error := _call(command, out / "train.txt", arguments.jobs):
             return f"{run.name}: training failed: {error}"
     done = (out / "evaluation" / "metrics.json").exists() or not (out / "model").exists()
-    if arguments.evaluate and run.evaluate is not False and not done:
+    if arguments.evaluate and not done:
         command = ["evaluate/run.py", "--model", str((out / "model").resolve())]
         command += ["--dataset", str(Path(arguments.dataset).resolve()), "--config", _task_of(run)]
-        command += ["--out", str((out / "evaluation").resolve()), *(run.evaluate or [])]
+        command += ["--out", str((out / "evaluation").resolve()), *run.evaluate]
         if error := _call(command, out / "evaluate.txt", arguments.jobs):
             return f"{run.name}: evaluation failed: {error}"
     return ""

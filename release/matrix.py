@@ -120,7 +120,7 @@ def install(combination: Combination) -> None:
         packages = sysconfig.get_path("purelib", vars={"base": str(combination.folder)})
         # Read after the environment's own packages, so that what is installed there comes first.
         Path(packages, "fallback.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        command = [combination.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command = [str(combination.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*command, f"{combination.library}=={combination.version}"], env=environment(), check=True)
         stamp.touch()
     code = f"import {combination.library} as library; print(library.__version__)"
@@ -134,7 +134,7 @@ def run_tests(combination: Combination) -> None:
     print(f"{combination.name}: {len(combination.tests)} files of tests", flush=True)
     start = time.perf_counter()
     combination.report.unlink(missing_ok=True)
-    command = [combination.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    command = [str(combination.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
     subprocess.run(
         [*command, f"--junitxml={combination.report}", *combination.tests], cwd=ROOT, env=environment(), check=False
     )
