@@ -175,12 +175,13 @@ def test_queries_come_from_the_whole_last_quarter():
 
 def test_small_graphs_are_frequent_in_training_and_all_sizes_alike_in_evaluation():
     task = Brevo(PRESETS["mini"])
-    sizes = np.arange(3, 11)
-    weights = 1 / (sizes + np.sqrt(10))
-    found = np.bincount(task.generate("train", range(20_000)).size, minlength=11)[3:] / 20_000
+    largest = task.config.max_size
+    sizes = np.arange(3, largest + 1)
+    weights = 1 / (sizes + np.sqrt(largest))
+    found = np.bincount(task.generate("train", range(20_000)).size, minlength=largest + 1)[3:] / 20_000
     assert np.abs(found - weights / weights.sum()).max() < 0.02
-    found = np.bincount(task.generate("test", range(20_000)).size, minlength=11)[3:] / 20_000
-    assert np.abs(found - 1 / 8).max() < 0.02
+    found = np.bincount(task.generate("test", range(20_000)).size, minlength=largest + 1)[3:] / 20_000
+    assert np.abs(found - 1 / len(sizes)).max() < 0.02
 
 
 def test_the_order_of_the_edges_does_not_make_another_instance():

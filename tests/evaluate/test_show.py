@@ -93,7 +93,8 @@ def test_depths_are_those_of_generate(model):
     assert prompt != choose_prompt(ShowArguments("m", "brevo-mini"), task)
     found = answer(model, tokenizer, prompt, task)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
-    output = model.generate(ids, max_new_tokens=21, do_sample=False, return_dict_in_generate=True)
+    longest = task.longest_answer(task.config.extrapolation_size)
+    output = model.generate(ids, max_new_tokens=longest, do_sample=False, return_dict_in_generate=True)
     assert found.depths == output.exit_depths[0].tolist()
     assert len(set(found.depths)) > 2
     assert " ".join(found.words) == tokenizer.decode(output.sequences[0])
