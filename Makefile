@@ -21,7 +21,7 @@ DEMO_EVALUATE = $(BIN)/python evaluate/run.py --dataset $(DEMO_OUT)/tasks --conf
 	--sweep_rows 0 --resamples 100
 DEMO_SHOW = $(BIN)/python evaluate/show.py --task $(DEMO_TASK) --index $(DEMO_INDEX)
 
-.PHONY: setup test demo lint fuzz matrix benchmark hub clean
+.PHONY: setup test demo lint fuzz matrix benchmark mini report hub clean
 
 setup: $(STAMP)
 
@@ -80,6 +80,13 @@ benchmark: setup
 
 build/tasks: | setup
 	$(BIN)/python datasets_scripts/build.py --out $@ --tasks mano-mini brevo-mini lano-mini --rows 20000
+
+# Trains and evaluates all mini runs; what is finished is not done again. About ten minutes a run on one core.
+mini: setup build/tasks
+	$(BIN)/python release/experiments.py --plan release/mini.yaml --out build/mini
+
+report: mini
+	$(BIN)/python evaluate/report.py build/mini/*/evaluation --out build/report
 
 hub: setup build/tasks
 	$(BIN)/python release/assemble.py --out build/hub --dataset build/tasks --owner $(OWNER)

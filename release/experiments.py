@@ -71,17 +71,18 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
 
 def carry_out(run: Planned, arguments: PlanArguments) -> str:
     """Trains and evaluates one run; what went wrong, or ""."""
-    out = Path(arguments.out) / run.name
-    if arguments.train and not (out / "model").exists():
+    # Commands run in the clone, and what they were told goes into their records: no path of this machine.
+    out, dataset = (Path(os.path.relpath(path, ROOT)) for path in (Path(arguments.out) / run.name, arguments.dataset))
+    if arguments.train and not (ROOT / out / "model").exists():
         settings = ["--set", *run.set] if run.set else []
-        command = ["train/pretrain.py", "--config", run.recipe, "--out", str(out.resolve()), "--resume", *settings]
+        command = ["train/pretrain.py", "--config", run.recipe, "--out", str(out), "--resume", *settings]
         if error := _call(command, out / "train.txt", arguments.jobs):
             return f"{run.name}: training failed: {error}"
-    done = (out / "evaluation" / "metrics.json").exists() or not (out / "model").exists()
+    done = (ROOT / out / "evaluation" / "metrics.json").exists() or not (ROOT / out / "model").exists()
     if arguments.evaluate and not done:
-        command = ["evaluate/run.py", "--model", str((out / "model").resolve())]
-        command += ["--dataset", str(Path(arguments.dataset).resolve()), "--config", _task_of(run)]
-        command += ["--out", str((out / "evaluation").resolve()), *run.evaluate]
+        command = ["evaluate/run.py", "--model", str(out / "model")]
+        command += ["--dataset", str(dataset), "--config", _task_of(run)]
+        command += ["--out", str(out / "evaluation"), *run.evaluate]
         if error := _call(command, out / "evaluate.txt", arguments.jobs):
             return f"{run.name}: evaluation failed: {error}"
     return ""
@@ -94,6 +95,7 @@ def _task_of(run: Planned) -> str:
 
 def _call(command: list[str], log: Path, jobs: int) -> str:
     """Runs a command of this repository on a share of the cores; the last line that it said if it failed."""
+    log = ROOT / log
     log.parent.mkdir(parents=True, exist_ok=True)
     # More threads than cores wait for one another by spinning, a hundred times as slow.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))

@@ -1,0 +1,75 @@
+"""Takes finished runs over into checkpoints/, without their code: in a clone it is there, on the Hub it is added.
+
+    python release/collect.py build/mini/brevo-mini-online build/mini/brevo-mini-early
+
+A run is a folder as release/experiments.py leaves it: `model/`, `recipe.json`, `log.jsonl`, `evaluation/metrics.json`.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cards import make_card, read_checkpoint
+from repos import NOBODY, ReleaseError
+from transformers import HfArgumentParser
+
+from datasets_scripts.build import write_whole
+
+# Where in a run each file of a checkpoint stands; config.json and the card are written anew.
+_FILES = {
+    "model.safetensors": "model",
+    "generation_config.json": "model",
+    "tokenizer.json": "model",
+    "tokenizer_config.json": "model",
+    "recipe.json": "",
+    "log.jsonl": "",
+    "metrics.json": "evaluation",
+}
+
+
+@dataclass
+class CollectArguments:
+    """Take finished runs over into checkpoints/."""
+
+    runs: list[str] = field(metadata={"help": "Folders of runs; a checkpoint is named as its run."})
+    out: str = field(default="checkpoints", metadata={"help": "Folder of the checkpoints."})
+
+
+def collect(run: Path, out: Path) -> Path:
+    """Writes the checkpoint of a run, and returns its folder. Raises a ReleaseError if the run is not finished."""
+    missing = [f"{place}/{name}".lstrip("/") for name, place in _FILES.items() if not (run / place / name).is_file()]
+    if missing:
+        raise ReleaseError(f"The run {run} lacks {', '.join(missing)}: let it finish, and evaluate it.")
+    unfinished, folder = out / f".{run.name}.unfinished" / run.name, out / run.name
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name, place in _FILES.items():
+        shutil.copyfile(run / place / name, unfinished / name)
+    config = json.loads((run / "model" / "config.json").read_text())
+    # It would lead to code that is not beside it.
+    config.pop("auto_map", None)
+    write_whole(unfinished / "config.json", json.dumps(config, indent=2) + "\n")
+    write_whole(unfinished / "README.md", make_card(read_checkpoint(unfinished), NOBODY))
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    unfinished.parent.rmdir()
+    return folder
+
+
+def main() -> None:
+    """Takes over what the command line names. What the user can mend ends in one sentence."""
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--runs", *arguments]
+    (parsed,) = HfArgumentParser(CollectArguments).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
+    try:
+        for run in map(Path, parsed.runs):
+            print(f"Wrote {collect(run, Path(parsed.out))}")
+    except (ReleaseError, OSError) as error:
+        sys.exit(f"collect.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

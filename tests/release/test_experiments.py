@@ -1,0 +1,60 @@
+"""Plans of runs: carried out once, failures named without taking the rest along; finished runs become checkpoints."""
+
+import json
+import sys
+
+import collect
+import experiments
+import pytest
+import torch
+import yaml
+from experiments import PlanError, read_plan
+from repos import ReleaseError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+RUN = {
+    "recipe": "train/recipes/mano-mini-online.yaml",
+    "set": ["steps=2", "batch_size=4", "evaluate_every=0", "warmup_steps=1"],
+    "evaluate": ["--rows", "20", "--controls", "False", "--sweep_rows", "0", "--resamples", "5"],
+}
+
+
+def write_plan(folder, **runs):
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(runs))
+    return path
+
+
+def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, dataset, monkeypatch):
+    broken = {**RUN, "set": ["stepps=2"]}
+    plan = write_plan(tmp_path, broken=broken, good=RUN)
+    command = ["x", "--plan", str(plan), "--out", str(tmp_path / "runs"), "--dataset", str(dataset)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match=r"^broken: training failed: .*`stepps` is no setting of a recipe"):
+        experiments.main()
+    good = tmp_path / "runs" / "good"
+    written = (good / "evaluation" / "metrics.json").stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "good"])
+    experiments.main()
+    assert (good / "evaluation" / "metrics.json").stat().st_mtime_ns == written
+
+    with pytest.raises(ReleaseError, match=r"lacks model/model\.safetensors"):
+        collect.collect(tmp_path / "runs" / "broken", tmp_path / "checkpoints")
+    folder = collect.collect(good, tmp_path / "checkpoints")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["good"]
+    assert not list(folder.glob("*.py"))
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    trained = AutoModelForCausalLM.from_pretrained(good / "model", trust_remote_code=True)
+    assert all(torch.equal(own, trained.state_dict()[name]) for name, own in model.state_dict().items())
+    assert AutoTokenizer.from_pretrained(folder)("<bos>").input_ids == [2]
+    assert "anira-good" in (folder / "README.md").read_text()
+
+
+def test_bad_plans_are_refused_by_what_is_wrong(tmp_path):
+    with pytest.raises(PlanError, match=r"The run a of .* has \['recipes'\], but must have recipe, set, evaluate"):
+        read_plan(write_plan(tmp_path, a={"recipes": "x"}))
+    with pytest.raises(PlanError, match="`only` is 'b', but must be found in one of a"):
+        read_plan(write_plan(tmp_path, a=RUN), only="b")
+    with pytest.raises(PlanError, match="cannot be read"):
+        read_plan(tmp_path / "none.yaml")
