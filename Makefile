@@ -14,7 +14,7 @@ DEMO_SETTINGS ?= evaluate_every=150 eval_rows=64
 DEMO_ROWS ?= 256
 DEMO_INDEX ?= 3
 DEMO_RELEASED ?= checkpoints/$(DEMO_TASK)-online
-# A folder for each length: a command does not go on in a folder that was begun with other settings.
+# A folder for each length: no step goes on in a folder that was begun with other settings.
 DEMO_OUT ?= build/demo/$(DEMO_TASK)-$(DEMO_STEPS)-steps-$(DEMO_ROWS)-rows
 
 DEMO_EVALUATE = $(BIN)/python evaluate/run.py --dataset $(DEMO_OUT)/tasks --config $(DEMO_TASK) --controls False \
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-# Each step goes on where it was stopped, and does nothing anew that is there.
+# A step that was stopped goes on where it was, and one that is finished is quick.
 demo: export OMP_NUM_THREADS ?= 2
 # No bar for the loading of weights and rows, which is done at once.
 demo: export HF_HUB_DISABLE_PROGRESS_BARS = 1
@@ -54,8 +54,9 @@ demo: $(DEMO_RELEASED) setup
 	@$(BIN)/python evaluate/report.py $(DEMO_OUT)/evaluations/just-trained $(DEMO_OUT)/evaluations/released \
 		--out $(DEMO_OUT)/report
 	@echo "[5/5] One example, answered by the model that was just trained, and by the released one"
-	@$(DEMO_SHOW) --model $(DEMO_OUT)/run/model
-	@$(DEMO_SHOW) --model $(DEMO_RELEASED)
+	@echo && $(DEMO_SHOW) --model $(DEMO_OUT)/run/model
+	@echo && $(DEMO_SHOW) --model $(DEMO_RELEASED)
+	@echo
 	@echo "The report is $(abspath $(DEMO_OUT))/report/report.html: open it in a browser."
 
 $(DEMO_RELEASED):
