@@ -16,7 +16,8 @@ def test_code_blocks_run(tmp_path):
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))
     # Blocks name folders of the clone; what they write belongs elsewhere.
-    (tmp_path / "evaluate").symlink_to(ROOT / "evaluate")
+    for folder in ("evaluate", "checkpoints"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
