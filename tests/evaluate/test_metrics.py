@@ -92,6 +92,11 @@ def test_what_is_not_defined_is_none_with_a_reason_and_no_warning():
         assert few["value"] is not None
         assert few["low"] is None
         assert "no interval" in few["reason"]
+        # A third of all resamples leave out the only example whose depth differs.
+        table = made_tokens(examples=20)
+        single = align(table.assign(depth=table["example"] == 0), resamples=50)["all"]["size"]
+        assert single["value"] is not None
+        assert "constant in too many resamples" in single["reason"]
 
 
 def made_examples():

@@ -1,5 +1,6 @@
 """Does depth follow difficulty? Rank correlations with intervals (ANIRA section 6.1)."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -89,14 +90,17 @@ def estimate(rows: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], res
     def resample(chosen: np.ndarray) -> float:
         return statistic(rows.iloc[np.concatenate([places[example] for example in chosen])])
 
-    drawn = stats.bootstrap(
-        (np.arange(len(places)),),
-        resample,
-        n_resamples=resamples,
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        # Of resamples in which nothing varies: they are counted below.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        drawn = stats.bootstrap(
+            (np.arange(len(places)),),
+            resample,
+            n_resamples=resamples,
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     if np.isnan(drawn).mean() > _UNDEFINED:
         reason = "constant in too many resamples: no interval"
         return {"value": value, "low": None, "high": None, "n": len(rows), "reason": reason}
