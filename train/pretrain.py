@@ -25,11 +25,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, LoggerType, set_seed
 from batches import StepBatches, open_source
-from checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from journal import Journal
 from optimizers import make_optimizers, make_scheduler
 from probe import probe
 from recipe import Recipe, RecipeError, read_recipe
+from saving import list_checkpoints, load_checkpoint, save_checkpoint
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 

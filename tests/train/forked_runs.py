@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "train")]
 
 import pretrain  # noqa: E402
-from checkpoints import list_checkpoints, read_progress  # noqa: E402
 from recipe import make_recipe  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from saving import list_checkpoints, read_progress  # noqa: E402
 
 STEPS = 20
 
