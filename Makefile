@@ -5,7 +5,8 @@ STAMP := .venv/.complete
 # The account on the Hub that cards link to: make hub OWNER=name
 OWNER ?= OWNER
 
-# `make demo`: about three minutes of training, which presses depth harder than the recipe as it is shorter. Quicker: `make demo DEMO_STEPS=20 DEMO_ROWS=64`.
+# `make demo`: about three minutes of training, in which depth is pressed harder than by the recipe, as it is shorter.
+# Quicker: `make demo DEMO_STEPS=20 DEMO_ROWS=64`.
 DEMO_TASK ?= brevo-mini
 DEMO_RECIPE ?= train/recipes/$(DEMO_TASK)-online.yaml
 DEMO_STEPS ?= 900
