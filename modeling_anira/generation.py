@@ -293,7 +293,14 @@ class AniraGenerationMixin(GenerationMixin):
                 refuse(name, "given to continuous batching", _BATCHING_READS)
         for prompt in inputs:
             check_length(len(prompt), self.config.max_position_embeddings)
-        return super().generate_batch(inputs, *args, **kwargs)
+        attention = self.config._attn_implementation
+        try:
+            return super().generate_batch(inputs, *args, **kwargs)
+        finally:
+            # transformers 5.5 leaves paged attention behind, under which a plain forward would look ahead. A manager
+            # that stays needs it.
+            if not kwargs.get("persistent_manager"):
+                self.set_attn_implementation(attention)
 
 
 def _check_generation_config(config: GenerationConfig) -> None:
