@@ -6,7 +6,7 @@ STAMP := .venv/.complete
 OWNER ?= OWNER
 
 # `make demo`: about three minutes of training, in which depth is pressed harder than by the recipe, as it is shorter.
-# Quicker: `make demo DEMO_STEPS=20 DEMO_ROWS=64`.
+# Quicker: `make demo DEMO_STEPS=20 DEMO_ROWS=64 DEMO_RESAMPLES=10`.
 DEMO_TASK ?= brevo-mini
 DEMO_RECIPE ?= train/recipes/$(DEMO_TASK)-online.yaml
 DEMO_STEPS ?= 900
@@ -14,13 +14,14 @@ DEMO_SETTINGS ?= evaluate_every=150 eval_rows=64 compute_weight=0.15
 # Rows of each split that is answered, and which of them is shown.
 DEMO_ROWS ?= 256
 DEMO_INDEX ?= 2
+# Of the bootstraps behind the intervals.
+DEMO_RESAMPLES ?= 100
 DEMO_RELEASED ?= checkpoints/$(DEMO_TASK)-online
 # A folder for each length: no step goes on in a folder that was begun with other settings.
 DEMO_OUT ?= build/demo/$(DEMO_TASK)-$(DEMO_STEPS)-steps-$(DEMO_ROWS)-rows
 
 DEMO_EVALUATE = $(BIN)/python evaluate/run.py --dataset $(DEMO_OUT)/tasks --config $(DEMO_TASK) --controls False \
-	--sweep_rows 0 --resamples 100
-DEMO_SHOW = $(BIN)/python evaluate/show.py --task $(DEMO_TASK) --index $(DEMO_INDEX)
+	--sweep_rows 0 --resamples $(DEMO_RESAMPLES)
 
 .PHONY: setup test demo lint fuzz matrix benchmark mini report hub clean
 
@@ -55,8 +56,8 @@ demo: $(DEMO_RELEASED) setup
 	@$(BIN)/python evaluate/report.py $(DEMO_OUT)/evaluations/just-trained $(DEMO_OUT)/evaluations/released \
 		--out $(DEMO_OUT)/report
 	@echo "[5/5] One example, answered by the model that was just trained, and by the released one"
-	@echo && $(DEMO_SHOW) --model $(DEMO_OUT)/run/model
-	@echo && $(DEMO_SHOW) --model $(DEMO_RELEASED)
+	@$(BIN)/python evaluate/show.py --model $(DEMO_OUT)/run/model $(DEMO_RELEASED) --task $(DEMO_TASK) \
+		--index $(DEMO_INDEX)
 	@echo
 	@echo "The report is $(abspath $(DEMO_OUT))/report/report.html: open it in a browser."
 

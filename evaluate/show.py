@@ -1,10 +1,10 @@
-"""Shows in the terminal how many iterations a checkpoint gives each token of one example.
+"""Shows in the terminal how many iterations checkpoints give each token of one example.
 
     python evaluate/show.py --model build/runs/brevo-online/model --task brevo-mini --index 3
     python evaluate/show.py --model build/runs/brevo-online/model --prompt "<bos> 4 2 7 4 <query> 2 <ans>"
 
-The model answers by the stock `generate()`. Without a terminal, or with NO_COLOR set, the picture has no colours; bars
-and figures say the same.
+Several models behind --model are shown one after the other. They answer by the stock `generate()`. Without a terminal, or
+with NO_COLOR set, the picture has no colours; bars and figures say the same.
 """
 
 import sys
@@ -34,15 +34,15 @@ _COLORS = ("#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c", "#fc4e2a", "#e
 class ShowArguments:
     """Show how many iterations each token of one example gets."""
 
-    model: str = field(
-        metadata={"help": "Folder or Hub name of the checkpoint. Its code is run: trust where it comes from."}
+    model: list[str] = field(
+        metadata={"help": "Folders or Hub names of checkpoints. Their code is run: trust where it comes from."}
     )
     task: str | None = field(
         default=None, metadata={"help": "Preset of a task, such as brevo-mini. Its verifier judges the answer."}
     )
     index: int | None = field(default=None, metadata={"help": "Which example of the task's test split; 0 by default."})
     prompt: str | None = field(default=None, metadata={"help": "A prompt of your own in place of an example."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of every model on the Hub."})
 
     def __post_init__(self) -> None:
         if self.prompt is None and self.task is None:
@@ -193,16 +193,17 @@ def main() -> None:
     try:
         (arguments,) = parser.parse_args_into_dataclasses()
         task = get_task(arguments.task) if arguments.task else None
-        tokenizer = load_tokenizer(arguments.model, arguments.revision)
-        model = load_model(arguments.model, arguments.revision)
-        found = answer(model, tokenizer, choose_prompt(arguments, task), task)
+        prompt = choose_prompt(arguments, task)
+        for name in arguments.model:
+            tokenizer = load_tokenizer(name, arguments.revision)
+            found = answer(load_model(name, arguments.revision), tokenizer, prompt, task)
+            console.print(f"\n{name}", style="bold")
+            if task:
+                console.print(f"{arguments.task}: {type(task).__doc__}")
+            draw(found, console)
+            describe(found, judge(found, task) if task else None, console)
     except ValueError as error:
         sys.exit(f"show.py: {error}")
-    console.print(arguments.model, style="bold")
-    if task:
-        console.print(f"{arguments.task}: {type(task).__doc__}")
-    draw(found, console)
-    describe(found, judge(found, task) if task else None, console)
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def test_means_and_verdict():
 
 def test_depths_are_those_of_generate(model):
     task, tokenizer = get_task("brevo-mini"), make_tokenizer()
-    prompt = choose_prompt(ShowArguments("m", "brevo-mini", index=2), task)
-    assert prompt != choose_prompt(ShowArguments("m", "brevo-mini"), task)
+    prompt = choose_prompt(ShowArguments(["m"], "brevo-mini", index=2), task)
+    assert prompt != choose_prompt(ShowArguments(["m"], "brevo-mini"), task)
     found = answer(model, tokenizer, prompt, task)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     longest = task.longest_answer(task.config.extrapolation_size)
@@ -104,10 +104,10 @@ def test_depths_are_those_of_generate(model):
 def test_sampled_answers_and_prompts_of_ones_own(model):
     lano = get_task("lano-mini")
     first, again = (
-        answer(model, make_tokenizer(), choose_prompt(ShowArguments("m", "lano-mini"), lano), lano) for _ in "12"
+        answer(model, make_tokenizer(), choose_prompt(ShowArguments(["m"], "lano-mini"), lano), lano) for _ in "12"
     )
     assert first == again
-    own = answer(model, make_tokenizer(), choose_prompt(ShowArguments("m", prompt=PROMPT), None), None)
+    own = answer(model, make_tokenizer(), choose_prompt(ShowArguments(["m"], prompt=PROMPT), None), None)
     assert own.words[:8] == PROMPT.split()
     assert len(own.words) <= 64
 
@@ -122,7 +122,7 @@ def test_sampled_answers_and_prompts_of_ones_own(model):
 )
 def test_bad_arguments_are_refused(settings, message):
     with pytest.raises(EvaluationError, match=message):
-        ShowArguments("m", **settings)
+        ShowArguments(["m"], **settings)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,12 @@ def test_bad_prompts_are_refused(model, prompt, message):
 def test_the_command_shows_a_saved_model_and_ends_in_one_sentence(model, tmp_path, monkeypatch, capsys):
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    command = ["show.py", "--model", str(tmp_path), "--prompt", PROMPT]
-    monkeypatch.setattr("sys.argv", [*command, "--task", "brevo-mini"])
+    command = ["show.py", "--prompt", PROMPT, "--model", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*command, str(tmp_path), "--task", "brevo-mini"])
     main()
     shown = capsys.readouterr().out
+    first, second = shown.split(f"\n{tmp_path}\n")[1:]
+    assert first == second
     assert "\x1b" not in shown
     assert "brevo-mini: All ancestors" in shown
     assert re.search(r"The answer is (right|wrong)", shown)
