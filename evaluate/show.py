@@ -3,8 +3,8 @@
     python evaluate/show.py --model build/runs/brevo-online/model --task brevo-mini --index 3
     python evaluate/show.py --model build/runs/brevo-online/model --prompt "<bos> 4 2 7 4 <query> 2 <ans>"
 
-Several models behind --model are shown one after the other. They answer by the stock `generate()`. Without a terminal, or
-with NO_COLOR set, the picture has no colours; bars and figures say the same.
+Several models behind --model are shown one after the other. They answer by the stock `generate()`. Without a terminal,
+or with NO_COLOR set, the picture has no colours; bars and figures say the same.
 """
 
 import sys
