@@ -26,7 +26,7 @@ from datasets_scripts.answers import sampling
 from datasets_scripts.vocabulary import decode
 
 _BARS = "▁▂▃▄▅▆▇█"
-# Yellow to dark red, as in the report's figures; the darker half is read with white letters.
+# Yellow to dark red, as in the report's figures; the darkest are read with white letters.
 _COLORS = ("#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c", "#fc4e2a", "#e31a1c", "#bd0026", "#800026")
 
 
@@ -166,7 +166,7 @@ def _style(depth: int, deepest: int) -> str:
     if not depth:
         return ""
     number = round(_share(depth, deepest) * (len(_COLORS) - 1))
-    return f"{'black' if number < 5 else 'white'} on {_COLORS[number]}"
+    return f"{'black' if number < 6 else 'white'} on {_COLORS[number]}"
 
 
 def describe(found: Answered, verdict: Verdict | None, console: Console) -> None:
