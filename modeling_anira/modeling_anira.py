@@ -603,11 +603,12 @@ class AniraModel(AniraPreTrainedModel):
         position_ids: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """The mask (B or 1, 1, T, S) for the attention in use, bool or additive; None for plain causality."""
+        cache: dict[str, Any] = {CACHE: past_key_values}
         mask: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            **{CACHE: past_key_values},
+            **cache,
             position_ids=position_ids,  # given ones may say that a row packs several sequences
         )
         if mask is None or mask.dtype != torch.bool or self.config._attn_implementation != "eager":
