@@ -83,6 +83,7 @@ class AniraConfig(PreTrainedConfig):
     model_type = "anira"
     keys_to_ignore_at_inference = [
         "past_key_values",
+        "cache",
         "ce_loss",
         "compute_loss",
         "exit_depths",

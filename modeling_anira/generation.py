@@ -22,6 +22,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from .checks import CALL_OPTIONS, refuse, require
+from .versions import CACHE
 
 # The options that a generation config can hold; the others are tensors or a generator.
 CONFIG_OPTIONS = ("min_depth", "max_depth", "exit_quantile", "exit_rule")
@@ -162,7 +163,7 @@ def _with_depths(decode: Callable) -> Callable:
                 expand = max(config.num_beams or 1, config.num_return_sequences or 1)
                 _check_by_position(name, kwargs[name], input_ids.shape[0], expand, config.max_length, record.offset)
         if decode is GenerationMixin._assisted_decoding and record.offset == 0:
-            cached = cache_length(kwargs.get("past_key_values"))
+            cached = cache_length(kwargs.get(CACHE))
             wanted = "left out in assisted decoding, or `input_ids` only what is new"
             require(cached == 0, "past_key_values", f"a cache of {cached} tokens", wanted)
         criteria = kwargs["stopping_criteria"]
@@ -238,9 +239,11 @@ class AniraGenerationMixin(GenerationMixin):
         depth_record: DepthRecord | None = None,
         exit_depths: torch.Tensor | None = None,
         exit_noise: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The arguments of the next forward: what is given by position is cut to its tokens, ended rows are hidden."""
+        past_key_values = past_key_values if cache is None else cache
         past = cache_length(past_key_values)
         given = kwargs.get("next_sequence_length") or input_ids.shape[1]
         if depth_record is not None:
@@ -248,10 +251,11 @@ class AniraGenerationMixin(GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **{CACHE: past_key_values},
             **kwargs,
         )
+        inputs["past_key_values"] = inputs.pop(CACHE, None)
         tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         here = slice(past, past + tokens.shape[1])
         if exit_depths is not None:

@@ -41,6 +41,7 @@ from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
 from .freeze import AllTokens, PackedTokens, TokenSet, masked_tokens, packed_tokens
 from .generation import AniraGenerationMixin, DepthRecord, cache_length
 from .objective import compute_loss, expected_depth
+from .versions import CACHE
 
 # How a saved model is found again by the Auto classes; transformers itself writes only the entry of the class it saves.
 AUTO_MAP = {
@@ -260,6 +261,8 @@ class AniraAttention(nn.Module):
             keys, values = past_key_values.update(keys, values, slot)
         if "cache" in kwargs:
             self.layer_idx = slot  # where a paged cache, which the attention function updates, finds this call
+            if CACHE == "cache":  # in these releases the model updates it
+                keys, values = kwargs.pop("cache").update(keys, values, slot, kwargs=kwargs)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -337,7 +340,7 @@ class AniraPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["AniraModel"]  # the core reads its own states again: all of it sits on one device
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -446,6 +449,8 @@ class AniraModel(AniraPreTrainedModel):
         Raises:
             ValueError: Names the argument, its value and what is allowed.
         """
+        if isinstance(kwargs.get("cache"), Cache):
+            past_key_values = kwargs.pop("cache")
         check_keywords(kwargs)
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
@@ -506,7 +511,7 @@ class AniraModel(AniraPreTrainedModel):
         log_q = exits.log_q()
         return AniraModelOutput(
             last_hidden_state=output,
-            past_key_values=past_key_values,
+            **{CACHE: past_key_values},
             hidden_states=tuple(run.hidden_states) if run.hidden_states is not None else None,
             attentions=tuple(run.attentions) if run.attentions is not None else None,
             exit_depths=exits.depths,
@@ -598,11 +603,12 @@ class AniraModel(AniraPreTrainedModel):
         position_ids: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """The mask (B or 1, 1, T, S) for the attention in use, bool or additive; None for plain causality."""
+        cache: dict[str, Any] = {CACHE: past_key_values}
         mask: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **cache,
             position_ids=position_ids,  # given ones may say that a row packs several sequences
         )
         if mask is None or mask.dtype != torch.bool or self.config._attn_implementation != "eager":
@@ -854,7 +860,7 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
         return AniraCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             ce_loss=ce_loss,

@@ -473,6 +473,15 @@ def test_assisted_decoding_goes_on_from_a_cache():
     assert torch.equal(assisted_on_a_cache(model, ids, ids[:, 4:]), plain.sequences[:, 4:])
 
 
+def test_a_cache_goes_by_the_name_that_newer_releases_give_it_too():
+    """Taken for a paged cache, it would be left out without a word."""
+    model, batch = model_and_batch()
+    ids = batch.input_ids[1:2]
+    whole, start = model(ids), model(ids[:, :4], use_cache=True)
+    end = model(ids[:, 4:], cache=start.past_key_values)
+    assert torch.allclose(end.logits, whole.logits[:, 4:], atol=1e-4)
+
+
 def test_a_pipeline_pads_and_gives_what_each_prompt_gives():
     model, _ = model_and_batch()
     text = pipeline("text-generation", model=model, tokenizer=word_tokenizer(), device="cpu")
