@@ -302,10 +302,10 @@ def _count_duplicates(files: list[Path], rows: int) -> int:
     return rows - distinct
 
 
-def finish(repo: Path, tasks: dict[str, Task], record: dict[str, Any], name: str = "path/to/this/folder") -> None:
-    """Writes what belongs to the whole: tokenizer, card, record, checksums. `name`: what the card says to load."""
+def finish(repo: Path, tasks: dict[str, Task], record: dict[str, Any], loaded_by: str = "path/to/this/folder") -> None:
+    """Writes what belongs to the whole: tokenizer, card, record, checksums. `loaded_by`: what the card says to load."""
     make_tokenizer().save_pretrained(repo)
-    write_whole(repo / "README.md", make_card(repo, tasks, record, name))
+    write_whole(repo / "README.md", make_card(repo, tasks, record, loaded_by))
     write_whole(repo / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     files = sorted(file for file in repo.rglob("*") if file.is_file() and file.name != CHECKSUMS)
     lines = [f"{_checksum(file)}  {file.relative_to(repo).as_posix()}\n" for file in files]

@@ -62,8 +62,8 @@ depth in *ANIRA* (arXiv 2602.08864). The generators and labels are this project'
 """
 
 
-def make_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any], name: str) -> str:
-    """The text of README.md for the configs in `record`, whose Parquet files lie in `folder`; loaded by `name`."""
+def make_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any], loaded_by: str) -> str:
+    """The text of README.md for the configs in `record`, whose Parquet files lie in `folder`."""
     infos = {name: _make_info(folder / name, name, task, record) for name, task in tasks.items()}
     data = DatasetCardData(
         license="apache-2.0",
@@ -80,7 +80,7 @@ def make_card(folder: Path, tasks: dict[str, Task], record: dict[str, Any], name
         ],
     )
     DatasetInfosDict(infos).to_dataset_card_data(data)
-    return f"---\n{data.to_yaml()}\n---\n{_make_text(name, tasks, record)}"
+    return f"---\n{data.to_yaml()}\n---\n{_make_text(loaded_by, tasks, record)}"
 
 
 def _make_info(folder: Path, name: str, task: Task, record: dict[str, Any]) -> DatasetInfo:

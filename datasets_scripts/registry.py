@@ -1,5 +1,8 @@
 """The tasks by name, and their presets by the names that datasets have as configs."""
 
+import dataclasses
+from typing import Any
+
 from datasets_scripts import brevo, lano, mano
 from datasets_scripts.task import Task, TaskConfig
 
@@ -12,8 +15,8 @@ PRESETS: dict[str, TaskConfig] = {
 }
 
 
-def get_task(name: str) -> Task:
-    """The task of a preset such as "mano-mini". Raises a ValueError that lists the presets."""
+def get_task(name: str, **changes: Any) -> Task:
+    """The task of a preset such as "mano-mini", its config with `changes`. A ValueError lists the presets."""
     if name not in PRESETS:
         raise ValueError(f"`task` is {name!r}, but must be one of {', '.join(PRESETS)}.")
-    return TASKS[name.partition("-")[0]](PRESETS[name])
+    return TASKS[name.partition("-")[0]](dataclasses.replace(PRESETS[name], **changes))

@@ -3,7 +3,6 @@
 python release/cards.py checkpoints/NAME ...
 """
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def make_card(checkpoint: Checkpoint, owner: str) -> str:
     """The text of a checkpoint's README.md, with links to the repos of `owner`."""
-    task = _make_task(checkpoint.recipe)
+    task = get_task(checkpoint.recipe["task"], **checkpoint.recipe["task_settings"])
     # A name that the template asks for and nobody gave is an error, not an empty place.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -177,12 +176,6 @@ def _flatten(recipe: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _make_task(recipe: dict[str, Any]) -> Task:
-    """The task that the checkpoint was trained on."""
-    preset = get_task(recipe["task"])
-    return type(preset)(dataclasses.replace(preset.config, **recipe["task_settings"]))
-
-
 def _find_example(task: Task) -> Example:
     """A short prompt of the validation split, which is never trained on; always the same."""
     batch = task.generate("validation", [find_readable(task)])
@@ -190,14 +183,18 @@ def _find_example(task: Task) -> Example:
     return Example(prompt, task.longest_answer(int(batch.size[0])))
 
 
+def parse_folders_first(kind: type, folders: str) -> Any:
+    """The command line as `kind`; its folders may stand first, as one writes them, rather than after `folders`."""
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [folders, *arguments]
+    (parsed,) = HfArgumentParser(kind).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
+    return parsed
+
+
 def main() -> None:
     """Writes the cards, and says where they are."""
-    parser = HfArgumentParser(CardArguments)  # type: ignore[arg-type]
-    arguments = sys.argv[1:]
-    # Folders first, as one writes them, rather than after --checkpoints.
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--checkpoints", *arguments]
-    (parsed,) = parser.parse_args_into_dataclasses(arguments)
+    parsed = parse_folders_first(CardArguments, "--checkpoints")
     try:
         for folder in map(Path, parsed.checkpoints):
             write_whole(folder / "README.md", make_card(read_checkpoint(folder), parsed.owner))

@@ -127,6 +127,7 @@ class StepBatches(Dataset):
             )
         self.recipe, self.source, self.noise_shape = recipe, source, noise_shape
         self.process, self.num_processes = process, num_processes
+        self.max_depth = recipe.make_config().max_depth
         # On the right, so that a token's place in the batch is its place in the example.
         tokenizer.padding_side = "right"
         self.collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=recipe.pad_to_multiple)
@@ -180,7 +181,7 @@ class StepBatches(Dataset):
         """The depth of all tokens of a step, from 1 to D; None if it is not drawn."""
         if not self.recipe.random_depth:
             return None
-        return 1 + int(stream_key("depth", self.recipe.seed, step)) % self.recipe.make_config().max_depth
+        return 1 + int(stream_key("depth", self.recipe.seed, step)) % self.max_depth
 
     def _draw_noise(self, step: int, rows: int, width: int) -> torch.Tensor | None:
         """Uniform numbers by row and position of the whole step, however it is shared out."""

@@ -205,8 +205,6 @@ class Trainer:
         ce, kl, depths, tokens, answer_depths, answer_tokens, stop = sums.tolist()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self._check(ce + weight * kl, float(norm), micro_batches[0]["indices"])
-        for optimizer in self.optimizers:
-            optimizer.step()
         values = {
             "loss": ce + weight * kl,
             "ce": ce,
@@ -218,6 +216,7 @@ class Trainer:
             "gradient_norm": float(norm),
         }
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
         self.tokens += round(tokens)

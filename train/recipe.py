@@ -144,12 +144,11 @@ class Recipe:
 
     def make_task(self, **limits: Any) -> Task:
         """The task, with its settings, and with those in `limits`, such as a curriculum's `max_size`."""
-        preset = get_task(self.task)
-        known = [entry.name for entry in dataclasses.fields(preset.config)]
+        known = [entry.name for entry in dataclasses.fields(PRESETS[self.task])]
         for name in self.task_settings:
             _refuse_unknown(f"task_settings.{name}", name, known)
         try:
-            return type(preset)(dataclasses.replace(preset.config, **{**self.task_settings, **limits}))
+            return get_task(self.task, **{**self.task_settings, **limits})
         except ValueError as error:
             raise RecipeError(f"task_settings: {error}") from error
 
@@ -220,8 +219,15 @@ def make_recipe(content: dict[str, Any]) -> Recipe:
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """`value` if it is of the field's type; YAML reads 1e-3 as text, so text that is a number becomes one."""
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict[str, Any]: "a map"}
-    wanted[tuple[int, ...]] = "a list of whole numbers"
+    wanted = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        dict[str, Any]: "a map",
+        tuple[int, ...]: "a list of whole numbers",
+        tuple[float, float]: "two numbers",
+    }
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -240,9 +246,9 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         return tuple(_convert(name, entry, int) for entry in value)
     elif kind == tuple[float, float] and isinstance(value, list | tuple) and len(value) == 2:
         return (_convert(name, value[0], float), _convert(name, value[1], float))
-    elif kind not in (*wanted, tuple[float, float]):
+    elif kind not in wanted:
         return value
-    raise RecipeError(f"`{name}` is {value!r}, but must be {wanted.get(kind, 'two numbers')}.")
+    raise RecipeError(f"`{name}` is {value!r}, but must be {wanted[kind]}.")
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
