@@ -5,15 +5,15 @@
 A run is a folder as release/experiments.py leaves it: `model/`, `recipe.json`, `log.jsonl`, `evaluation/metrics.json`.
 """
 
+import dataclasses
 import json
 import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cards import make_card, read_checkpoint
-from repos import NOBODY, ReleaseError
-from transformers import HfArgumentParser
+from cards import make_card, parse_folders_first, read_checkpoint
+from repos import NOBODY, ReleaseError, whole
 
 from datasets_scripts.build import write_whole
 
@@ -42,28 +42,21 @@ def collect(run: Path, out: Path) -> Path:
     missing = [f"{place}/{name}".lstrip("/") for name, place in _FILES.items() if not (run / place / name).is_file()]
     if missing:
         raise ReleaseError(f"The run {run} lacks {', '.join(missing)}: let it finish, and evaluate it.")
-    unfinished, folder = out / f".{run.name}.unfinished" / run.name, out / run.name
-    shutil.rmtree(unfinished.parent, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name, place in _FILES.items():
-        shutil.copyfile(run / place / name, unfinished / name)
-    config = json.loads((run / "model" / "config.json").read_text())
-    # It would lead to code that is not beside it.
-    config.pop("auto_map", None)
-    write_whole(unfinished / "config.json", json.dumps(config, indent=2) + "\n")
-    write_whole(unfinished / "README.md", make_card(read_checkpoint(unfinished), NOBODY))
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
-    unfinished.parent.rmdir()
-    return folder
+    with whole(out / run.name, "model") as folder:
+        for name, place in _FILES.items():
+            shutil.copyfile(run / place / name, folder / name)
+        config = json.loads((run / "model" / "config.json").read_text())
+        # It would lead to code that is not beside it.
+        config.pop("auto_map", None)
+        write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        checkpoint = dataclasses.replace(read_checkpoint(folder), name=run.name)
+        write_whole(folder / "README.md", make_card(checkpoint, NOBODY))
+    return out / run.name
 
 
 def main() -> None:
     """Takes over what the command line names. What the user can mend ends in one sentence."""
-    arguments = sys.argv[1:]
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--runs", *arguments]
-    (parsed,) = HfArgumentParser(CollectArguments).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
+    parsed = parse_folders_first(CollectArguments, "--runs")
     try:
         for run in map(Path, parsed.runs):
             print(f"Wrote {collect(run, Path(parsed.out))}")

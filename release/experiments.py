@@ -8,6 +8,7 @@ A plan is a YAML file of runs: `NAME: {recipe: train/recipes/R.yaml, set: [seed=
 last checkpoint.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -71,31 +71,27 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
 
 def carry_out(run: Planned, arguments: PlanArguments) -> str:
     """Trains and evaluates one run; what went wrong, or ""."""
+    folder = Path(arguments.out) / run.name
     # Commands run in the clone, and what they were told goes into their records: no path of this machine.
-    out, dataset = (Path(os.path.relpath(path, ROOT)) for path in (Path(arguments.out) / run.name, arguments.dataset))
-    if arguments.train and not (ROOT / out / "model").exists():
+    out, dataset = (os.path.relpath(path, ROOT) for path in (folder, arguments.dataset))
+    if arguments.train and not (folder / "model").exists():
         settings = ["--set", *run.set] if run.set else []
-        command = ["train/pretrain.py", "--config", run.recipe, "--out", str(out), "--resume", *settings]
-        if error := _call(command, out / "train.txt", arguments.jobs):
+        command = ["train/pretrain.py", "--config", run.recipe, "--out", out, "--resume", *settings]
+        if error := _call(command, folder / "train.txt", arguments.jobs):
             return f"{run.name}: training failed: {error}"
-    done = (ROOT / out / "evaluation" / "metrics.json").exists() or not (ROOT / out / "model").exists()
-    if arguments.evaluate and not done:
-        command = ["evaluate/run.py", "--model", str(out / "model")]
-        command += ["--dataset", str(dataset), "--config", _task_of(run)]
-        command += ["--out", str(out / "evaluation"), *run.evaluate]
-        if error := _call(command, out / "evaluate.txt", arguments.jobs):
+    trained, evaluated = (folder / "model").exists(), (folder / "evaluation" / "metrics.json").exists()
+    if arguments.evaluate and trained and not evaluated:
+        # The run's own record: a plan may have set another task than its recipe has.
+        task = json.loads((folder / "recipe.json").read_text())["task"]
+        command = ["evaluate/run.py", "--model", f"{out}/model", "--dataset", dataset, "--config", task]
+        command += ["--out", f"{out}/evaluation", *run.evaluate]
+        if error := _call(command, folder / "evaluate.txt", arguments.jobs):
             return f"{run.name}: evaluation failed: {error}"
     return ""
 
 
-def _task_of(run: Planned) -> str:
-    recipe: dict[str, Any] = yaml.safe_load((ROOT / run.recipe).read_text())
-    return recipe["task"]
-
-
 def _call(command: list[str], log: Path, jobs: int) -> str:
     """Runs a command of this repository on a share of the cores; the last line that it said if it failed."""
-    log = ROOT / log
     log.parent.mkdir(parents=True, exist_ok=True)
     # More threads than cores wait for one another by spinning, a hundred times as slow.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
