@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from hypothesis import strategies as st
 
+from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
 from modeling_anira import AniraConfig, AniraForCausalLM
 
 VOCAB = 23
@@ -37,6 +38,27 @@ def small_model(seed: int = 0, decisive: bool = True, **overrides) -> AniraForCa
         with torch.no_grad():
             head.weight.normal_(std=3.0)
             head.bias.fill_(0.0 if model.config.decider == "early" else -0.5)
+    return model
+
+
+def task_model(decider: str = "online", **changes) -> AniraForCausalLM:
+    """A small model of the tasks' vocabulary, whose decider, if it learns, tells tokens apart."""
+    torch.manual_seed(0)
+    config = AniraConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_attention_heads=2,
+        max_depth=4,
+        decider=decider,
+        decider_bias=0.0,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        **changes,
+    )
+    model = AniraForCausalLM(config).eval()
+    if model.decider.learned:
+        torch.nn.init.normal_(model.decider.mlp.exit_head.weight, std=2.0)
     return model
 
 

@@ -16,37 +16,17 @@ import pytest
 import report
 import run
 import torch
+from cases import task_model
 from controls import matched_random, matched_stability, oracle, with_stability
 from examples import EvaluationError, load_examples, open_task
 from passes import Depths, run_examples, run_given
 
 from datasets_scripts import build, make_tokenizer
-from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
-from modeling_anira import AniraConfig, AniraForCausalLM
+from datasets_scripts.vocabulary import EOS, WORDS
+from modeling_anira import AniraForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 30
-
-
-def make_model(decider, **changes):
-    torch.manual_seed(0)
-    config = AniraConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_attention_heads=2,
-        max_depth=4,
-        decider=decider,
-        decider_bias=0.0,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        **changes,
-    )
-    model = AniraForCausalLM(config).eval()
-    if model.decider.learned:
-        # So that depths differ between tokens.
-        torch.nn.init.normal_(model.decider.mlp.exit_head.weight, std=2.0)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +66,7 @@ def evaluated(tmp_path_factory, data):
         for i in range(20)
     ]
     for decider in ("early", "online"):
-        model = save(folder / f"trained-{decider}" / "model", make_model(decider))
+        model = save(folder / f"trained-{decider}" / "model", task_model(decider))
         if decider == "online":
             (model.parent / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         evaluate_model(folder / decider, model, data)
@@ -122,7 +102,7 @@ def test_depths_are_those_of_generate_and_of_a_whole_forward(data):
     task = open_task(str(data), "brevo-mini")
     batch = load_examples(str(data), "brevo-mini", "test", 6)
     for decider in ("early", "online"):
-        model = make_model(decider)
+        model = task_model(decider)
         tokens, examples = run_examples(model, task, batch, Depths("learned", {}), 0, 6, 0)
         for row, example in examples.iterrows():
             own = tokens[tokens["example"] == row]
@@ -146,7 +126,7 @@ def test_depths_that_the_generation_config_sets_are_those_of_the_tables(data):
     """Forwards do not read it: the tables had depths that `generate` had not used."""
     task = open_task(str(data), "brevo-mini")
     batch = load_examples(str(data), "brevo-mini", "test", 20)
-    model = make_model("online")
+    model = task_model("online")
     free, _ = run_examples(model, task, batch, Depths("learned", {}), 0, 20, 0)
     assert free["exit_depth"].max() > 2
     model.generation_config.max_depth = 2
@@ -157,7 +137,7 @@ def test_depths_that_the_generation_config_sets_are_those_of_the_tables(data):
 
 
 def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_path, data):
-    folder = save(tmp_path / "model", make_model("online"))
+    folder = save(tmp_path / "model", task_model("online"))
     metrics = evaluate_model(tmp_path / "out", folder, data, "lano-mini", controls=False, sweep_rows=0)
     tokens = pd.read_parquet(tmp_path / "out" / "test-given" / "tokens.parquet")
     examples = pd.read_parquet(tmp_path / "out" / "test-given" / "examples.parquet")
@@ -253,11 +233,11 @@ def test_controls_are_at_equal_mean_depth(evaluated):
 def test_random_and_oracle_depths_keep_the_learned_histogram(data):
     task = open_task(str(data), "brevo-mini")
     batch = load_examples(str(data), "brevo-mini", "test", 40)
-    tokens, _ = run_examples(make_model("early"), task, batch, Depths("learned", {}), 0, 40, 0)
-    given, _ = run_given(make_model("early"), task, batch, Depths("learned", {}), 0, 40)
+    tokens, _ = run_examples(task_model("early"), task, batch, Depths("learned", {}), 0, 40, 0)
+    given, _ = run_given(task_model("early"), task, batch, Depths("learned", {}), 0, 40)
     answers = given[given["is_answer"]]
     wanted = np.bincount(answers["exit_depth"], minlength=5) / len(answers)
-    forced = oracle(run_given(make_model("early"), task, batch, Depths("learned", {}), 0, 40)[0], task, batch).forced
+    forced = oracle(run_given(task_model("early"), task, batch, Depths("learned", {}), 0, 40)[0], task, batch).forced
     labels = task.label(batch)
     dealt, hardness = [], []
     for row in range(len(batch)):
@@ -283,7 +263,7 @@ def test_random_and_oracle_depths_keep_the_learned_histogram(data):
 def test_the_stability_threshold_is_found(data):
     task = open_task(str(data), "mano-mini")
     batch = load_examples(str(data), "mano-mini", "test", 30)
-    model = make_model("online")
+    model = task_model("online")
     found = {
         threshold: run_examples(with_stability(model, threshold), task, batch, Depths("s", {}), 0, 30, 0)[0][
             "exit_depth"
@@ -302,7 +282,7 @@ def test_the_stability_threshold_is_found(data):
 )
 def test_every_task_and_decider_goes_through_with_constants_and_gaps(tmp_path, data, config, decider):
     """`fixed` has one depth: correlations are null with a reason, and nothing fails at the end."""
-    folder = save(tmp_path / "model", make_model(decider))
+    folder = save(tmp_path / "model", task_model(decider))
     metrics = evaluate_model(tmp_path / "out", folder, data, config, sweep_rows=8)
     assert [row["depths"] for row in metrics["controls"]][-1] == "oracle"
     estimate = metrics["analyses"]["alignment"]["per_example"]["exit_depth"]["all"]["size"]
@@ -337,7 +317,7 @@ def test_a_stopped_run_goes_on_and_two_processes_find_the_same(tmp_path, data, e
     # Another model in the same place, as after training anew: its answers are not mixed with those of the old.
     swapped = shutil.copytree(folder, tmp_path / "model")
     evaluate_model(tmp_path / "swapped", swapped, data, controls=False, sweep_rows=0)
-    save(swapped, make_model("early"))
+    save(swapped, task_model("early"))
     with pytest.raises(EvaluationError, match="whose fingerprint differ"):
         evaluate_model(tmp_path / "swapped", swapped, data, controls=False, sweep_rows=0)
 
@@ -407,7 +387,7 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path, data, evaluated):
         evaluate_model(tmp_path / "full", model, data)
     with pytest.raises(report.ReportError, match="no finished evaluation"):
         report.read_run(tmp_path / "full")
-    other = save(tmp_path / "other", make_model("early"))
+    other = save(tmp_path / "other", task_model("early"))
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(
         text.replace('"<ans>": 4', '"<ans>": 5').replace('"<query>": 5', '"<query>": 4')

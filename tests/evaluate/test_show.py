@@ -4,14 +4,12 @@ import io
 import re
 
 import pytest
-import torch
+from cases import task_model
 from examples import EvaluationError
 from rich.console import Console
 from show import Answered, ShowArguments, answer, choose_prompt, describe, draw, judge, main
 
 from datasets_scripts import get_task, make_tokenizer
-from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
-from modeling_anira import AniraConfig, AniraForCausalLM
 
 PROMPT = "<bos> 4 2 7 4 <query> 2 <ans>"
 RIGHT = Answered([*PROMPT.split(), "7", "4", "2", "<eos>"], [1, 2, 3, 4, 1, 10, 3, 4, 10, 1, 2, 0], 8, 10)
@@ -19,22 +17,7 @@ RIGHT = Answered([*PROMPT.split(), "7", "4", "2", "<eos>"], [1, 2, 3, 4, 1, 10, 
 
 @pytest.fixture(scope="module")
 def model():
-    """Random weights, and a decider that tells tokens apart."""
-    torch.manual_seed(0)
-    config = AniraConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_attention_heads=2,
-        max_depth=4,
-        decider_bias=0.0,
-        max_position_embeddings=64,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-    model = AniraForCausalLM(config).eval()
-    torch.nn.init.normal_(model.decider.mlp.exit_head.weight, std=2.0)
-    return model
+    return task_model(max_position_embeddings=64)
 
 
 def show(found, verdict=None, width=80, **settings):
