@@ -18,7 +18,7 @@ _STEP_SIZE = 0.2
 class Muon(torch.optim.Optimizer):
     """Steps along the nearest orthogonal matrix to the momentum of each matrix (Jordan et al., 2024).
 
-    In fp32, unlike `torch.optim.Muon`, whose bf16 takes fifty times as long on a CPU that has none (docs/log.md).
+    In fp32, unlike `torch.optim.Muon`, whose bf16 takes seven times as long on a CPU that has none (docs/log.md).
     """
 
     def __init__(
