@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -256,8 +258,10 @@ def _write_shards(shards: list[Shard], processes: int, progress: Any) -> None:
             _write_shard(shard)
             progress.update(len(shard.indices))
         return
-    with ProcessPoolExecutor(min(processes, len(missing))) as pool:
-        waiting = {pool.submit(_write_shard, shard, os.getpid()): shard for shard in missing}
+    with ProcessPoolExecutor(
+        min(processes, len(missing)), initializer=_end_with_parent, initargs=(os.getpid(),)
+    ) as pool:
+        waiting = {pool.submit(_write_shard, shard): shard for shard in missing}
         try:
             for done in as_completed(waiting):
                 done.result()
@@ -267,13 +271,22 @@ def _write_shards(shards: list[Shard], processes: int, progress: Any) -> None:
             raise
 
 
-def _write_shard(shard: Shard, parent: int | None = None) -> None:
-    """Writes the hashes, then the Parquet file, whole or not at all.
+def _end_with_parent(parent: int) -> None:
+    """Ends this process soon after `parent` was killed, also while it waits for work, which would never come.
 
-    Args:
-        parent: The process that asked for it. If that was killed, this ends as well; until then it disturbs nobody,
-            as the unfinished file has a name of its own.
+    Until then it disturbs nobody, as unfinished files have names of their own.
     """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _write_shard(shard: Shard) -> None:
+    """Writes the hashes, then the Parquet file, whole or not at all."""
     unfinished = shard.path.with_suffix(f".{os.getpid()}.unfinished")
     hashes = []
     for folder in (shard.path.parent, shard.hashes.parent):
@@ -281,8 +294,6 @@ def _write_shard(shard: Shard, parent: int | None = None) -> None:
     try:
         with pyarrow.parquet.ParquetWriter(unfinished, make_features(shard.task).arrow_schema) as writer:
             for start in range(0, len(shard.indices), _ROWS_PER_GROUP):
-                if parent is not None and os.getppid() != parent:
-                    os._exit(1)
                 batch = shard.task.generate(shard.split, shard.indices[start : start + _ROWS_PER_GROUP], shard.seed)
                 hashes.append(batch.instance)
                 writer.write_table(make_table(shard.task, batch))

@@ -217,6 +217,31 @@ def test_other_library_versions_do_not_go_on_with_an_unfinished_build(tmp_path, 
         write(tmp_path / "tasks", ["mano-mini"])
 
 
+def test_workers_that_wait_for_work_end_when_their_parent_is_killed():
+    """Workers looked for the build only while they wrote: one that waited for its next shard slept on for ever."""
+    program = (
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from datasets_scripts.build import _end_with_parent\n"
+        "pool = ProcessPoolExecutor(1, initializer=_end_with_parent, initargs=(os.getpid(),))\n"
+        "print(pool.submit(os.getpid).result(), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    assert is_running(worker)
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    wait_for_end([worker])
+
+
+def wait_for_end(processes):
+    deadline = time.monotonic() + 60
+    while any(map(is_running, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, processes))
+
+
 def test_workers_end_when_the_build_that_asked_them_is_killed(tmp_path):
     killed = run_build(tmp_path / "tasks", "--processes", "2", rows=3_000_000)
     deadline = time.monotonic() + 120
@@ -227,10 +252,7 @@ def test_workers_end_when_the_build_that_asked_them_is_killed(tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert len(children) >= 2
-    deadline = time.monotonic() + 60
-    while any(is_running(int(child)) for child in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(is_running(int(child)) for child in children)
+    wait_for_end([int(child) for child in children])
 
 
 def is_running(process):
