@@ -1,7 +1,8 @@
 """What a training step reads: examples in an order that depends on the recipe alone, labelled and padded.
 
-Examples of like length go together and are padded; they are not packed one behind the other. So no attention
-mask has to keep examples apart, and a token's neighbours in training are those that it has when the model is used.
+Examples are padded, not packed one behind the other. So no attention mask has to keep examples apart, and a token's
+neighbours in training are those that it has when the model is used. Examples of like length go together in the
+micro-batches of a step, but every step has all lengths: steps of one length each learn far slower (docs/log.md).
 
 Every process works out the whole batch of a step and takes its own rows. So the batch of a step is the same for any
 number of processes and micro-batches, and nothing but the step number is needed to go on after a stop.
@@ -136,7 +137,8 @@ class StepBatches(Dataset):
         return self.recipe.steps
 
     def __getitem__(self, step: int) -> list[dict[str, Any]]:
-        rows = self._pool(step // self.recipe.group_batches)[step % self.recipe.group_batches]
+        size = self.recipe.batch_size
+        rows = sorted(self.source.read(step * size, size), key=lambda row: len(row["input_ids"]))
         loss_on = self.recipe.loss_on
         labels = [make_labels(row["input_ids"], row["answer_start"], loss_on, (ANSWER,)) for row in rows]
         totals = {
@@ -146,29 +148,16 @@ class StepBatches(Dataset):
             "depth": self._draw_depth(step),
         }
         noise = self._draw_noise(step, len(rows), max(len(row["input_ids"]) for row in rows))
-        size = len(rows) // (self.num_processes * self.recipe.accumulation)
+        micro_size = size // self.recipe.accumulation
         micro_batches = []
         for micro in range(self.recipe.accumulation):
-            first = (micro * self.num_processes + self.process) * size
-            own = slice(first, first + size)
+            # Lengths are shared out evenly among processes.
+            own = slice(micro * micro_size + self.process, (micro + 1) * micro_size, self.num_processes)
             batch = self._pad(rows[own], labels[own])
             width = batch["input_ids"].shape[1]
             exit_noise = None if noise is None else _fit(noise[own], width)
             micro_batches.append({**batch, "exit_noise": exit_noise, **totals})
         return micro_batches
-
-    @lru_cache(maxsize=2)  # noqa: B019 (the batches live as long as their run)
-    def _pool(self, number: int) -> list[list[Example]]:
-        """Several batches, cut from one draw by length, in random order."""
-        count, size = self.recipe.group_batches, self.recipe.batch_size
-        rows = self.source.read(number * count * size, count * size)
-        if count > 1:
-            rows.sort(key=lambda row: len(row["input_ids"]))
-        rng = np.random.default_rng([self.recipe.seed, number])
-        order = rng.permutation(count)
-        batches = [rows[size * place : size * (place + 1)] for place in order]
-        # Lengths are shared out evenly among processes and micro-batches.
-        return [[batch[place] for place in rng.permutation(size)] for batch in batches]
 
     def _pad(self, rows: list[Example], labels: list[list[int]]) -> dict[str, Any]:
         padded = self.collate(

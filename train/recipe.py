@@ -43,8 +43,8 @@ class Recipe:
         seed: Of the weights, the data and the exits.
         steps: Optimiser steps.
         batch_size: Examples in a step, over all processes and micro-batches.
-        accumulation: Micro-batches that a process makes of its share of a step.
-        group_batches: So many batches are drawn together and cut by length, so that little is padded; 1 turns it off.
+        accumulation: Micro-batches that a process makes of its share of a step, cut by length: the more, the less
+            is padded.
         pad_to_multiple: Batches are padded to a multiple of so many tokens; a compiled model is compiled by length.
         optimizer: "adamw", or "muon": the layers' matrices by Muon, all else by AdamW.
         learning_rate, warmup_steps, schedule: Linear warm-up, then "constant_with_warmup", or "cosine" to 0.
@@ -76,7 +76,6 @@ class Recipe:
     loss_on: Literal["completion", "all"] = "completion"
     seed: int = 0
     accumulation: int = 1
-    group_batches: int = 8
     pad_to_multiple: int = 1
     optimizer: str = "adamw"
     warmup_steps: int = 100
@@ -101,7 +100,7 @@ class Recipe:
     def __post_init__(self) -> None:
         self.betas, self.sizes = (self.betas[0], self.betas[1]), tuple(self.sizes)
         _require(self.task in PRESETS, "task", self.task, f"one of {', '.join(PRESETS)}")
-        for name in ("steps", "batch_size", "accumulation", "group_batches", "pad_to_multiple", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "accumulation", "pad_to_multiple", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("warmup_steps", "log_every", "evaluate_every", "eval_rows", "checkpoint_every", "compute_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")

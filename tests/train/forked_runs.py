@@ -42,7 +42,7 @@ def recipe(**changes):
         "accumulation": 2,
     }
     settings |= {"warmup_steps": 5, "schedule": "cosine", "log_every": 1, "evaluate_every": 7, "eval_rows": 8}
-    return make_recipe({**settings, "group_batches": 3, "checkpoint_every": 10, **changes})
+    return make_recipe({**settings, "checkpoint_every": 10, **changes})
 
 
 def start(out, resume=False, **changes):

@@ -197,7 +197,7 @@ def dataset(tmp_path_factory):
 def test_it_trains_on_a_built_dataset_and_the_result_is_fine_tuned_on_another_task_by_the_stock_trainer(
     tmp_path, dataset
 ):
-    recipe = write_recipe(tmp_path / "r.yaml", data=str(dataset), steps=30, group_batches=2)
+    recipe = write_recipe(tmp_path / "r.yaml", data=str(dataset), steps=30)
     done = run(tmp_path, "--config", recipe, "--out", "run")
     assert done.returncode == 0, done.stderr[-3000:]
     options = ["--model", "run/model", "--dataset", dataset, "--name", "mano-mini", "--eval_split", "validation"]
