@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, in order, in one fresh process, as a reader would paste them."""
+"""Every Python block of README and CONTRIBUTING runs, in order, in one fresh process, as a reader would paste them."""
 
 import re
 import subprocess
@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_code_blocks_run(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_code_blocks_run(name, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
     assert blocks
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))
