@@ -42,8 +42,8 @@ class ReportError(ValueError):
     """Something that the user can mend."""
 
 
-def read_run(folder: Path) -> Run:
-    """A finished evaluation. Raises a ReportError if it is none."""
+def read_run(folder: Path, name: str = "") -> Run:
+    """A finished evaluation, called `name`, or as its folder. Raises a ReportError if it is none."""
     path = folder / "metrics.json"
     if not path.is_file():
         raise ReportError(f"{folder} has no metrics.json: it is no finished evaluation. Let evaluate/run.py finish it.")
@@ -53,7 +53,7 @@ def read_run(folder: Path) -> Run:
         for split in metrics["splits"]
     }
     log = folder / "log.jsonl"
-    return Run(str(folder), metrics, tables, read_evaluations(log) if log.is_file() else pd.DataFrame())
+    return Run(name or str(folder), metrics, tables, read_evaluations(log) if log.is_file() else pd.DataFrame())
 
 
 def name_apart(runs: list[Run]) -> list[Run]:

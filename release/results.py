@@ -1,0 +1,185 @@
+"""Writes docs/results, and the table of the README, from finished evaluations; no number in them is typed.
+
+    python release/results.py build/mini --out docs/results
+
+A run is a folder as release/experiments.py leaves it. OUT gets the metrics.json of every run, small figures, and the
+page that is made from both.
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cards import parse_folders_first, show
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from repos import ReleaseError
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from datasets_scripts.build import write_whole
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "evaluate"))
+
+import matplotlib.pyplot as plt  # noqa: E402
+from claims import judge  # noqa: E402
+from figures import FIGURES  # noqa: E402
+from report import read_run  # noqa: E402
+
+DECIDERS = ("online", "early", "fixed")
+_DOTS_PER_INCH = 75
+_BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+Metrics = dict[str, dict[str, Any]]  # metrics.json by the name of the run
+
+
+@dataclass
+class ResultsArguments:
+    """Write the page of results."""
+
+    plans: list[str] = field(metadata={"help": "Folders that release/experiments.py wrote."})
+    out: str = field(default="docs/results", metadata={"help": "Folder of the page."})
+    readme: str = field(default="README.md", metadata={"help": "The file whose table is written anew."})
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """The metrics that were kept in a folder of results."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def make_page(metrics: Metrics, figures: set[str]) -> str:
+    """The text of the page. `figures`: names of the images beside it."""
+    return _render(
+        "results.md.jinja", chapters=[_make_chapter(config, metrics, figures) for config in _configs(metrics)]
+    )
+
+
+def make_table(metrics: Metrics) -> str:
+    """The table of the README: one line a task and decider, seed 0."""
+    names = [f"{config}-{decider}" for config in _configs(metrics) for decider in DECIDERS]
+    return _render("results_table.md.jinja", rows=[(name, metrics[name]) for name in names if name in metrics])
+
+
+def _configs(metrics: Metrics) -> list[str]:
+    return sorted({own["config"] for own in metrics.values()})
+
+
+def _render(template: str, **content: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["estimate"] = show
+    return environment.get_template(template).render(**content)
+
+
+def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str, Any]:
+    """What the page says of one task."""
+    runs = {name: own for name, own in metrics.items() if own["config"] == config}
+    limit = next(iter(runs.values()))["size_limit"]
+    return {
+        "config": config,
+        "runs": runs,
+        "has_exact_distribution": all("kl" in own["given"] for own in runs.values()),
+        "comparisons": _compare(config, runs),
+        "claims": [claim for name, own in runs.items() for claim in judge(name, own)],
+        "controls": [(name, row) for name, own in runs.items() if own["decider"] != "fixed" for row in own["controls"]],
+        "limit": limit,
+        "sizes": (limit, -(-3 * limit // 2), 2 * limit),
+        "by_size": {name: _by_size(own) for name, own in runs.items()},
+        "figures": [
+            (title, f"{config}-{name}.png") for name, (title, _) in FIGURES.items() if f"{config}-{name}.png" in figures
+        ],
+    }
+
+
+def _by_size(own: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    found = own["analyses"]["generalization"].get("by_size", [])
+    return {
+        row["size"]: {"value": row["accuracy"], "low": row["accuracy_low"], "high": row["accuracy_high"]}
+        for row in found
+    }
+
+
+def _compare(config: str, runs: Metrics) -> list[dict[str, Any]]:
+    """Differences in accuracy from `fixed` at D of the same seed: of the deciders, and of `fixed` at a third of D."""
+    found = []
+    for seed in ("", "-seed1"):
+        reference = f"{config}-fixed{seed}"
+        for other in (f"{config}-online{seed}", f"{config}-early{seed}", f"{config}-fixed-third{seed}"):
+            if {reference, other} <= runs.keys():
+                found.append(
+                    {
+                        "run": other,
+                        "less": reference,
+                        **_difference(runs[other]["accuracy"], runs[reference]["accuracy"]),
+                    }
+                )
+    return found
+
+
+def _difference(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Difference of two shares, with Newcombe's 95 % interval."""
+    counts = [(round(share["value"] * share["n"]), share["n"]) for share in (first, second)]
+    low, high = confint_proportions_2indep(*counts[0], *counts[1], method="newcomb")
+    return {"value": first["value"] - second["value"], "low": float(low), "high": float(high)}
+
+
+def write_results(plans: list[Path], out: Path, readme: Path) -> None:
+    """Takes over metrics and draws figures of all finished runs, then writes page and table."""
+    folders = {
+        path.parent.parent.name: path.parent for plan in plans for path in plan.glob("*/evaluation/metrics.json")
+    }
+    if not folders:
+        raise ReleaseError(f"{', '.join(map(str, plans))} has no evaluated run; let release/experiments.py finish one.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, folder in folders.items():
+        write_whole(out / f"{name}.json", (folder / "metrics.json").read_text())
+    metrics = read_metrics(out)
+    for config in _configs({name: metrics[name] for name in folders}):
+        _draw(config, folders, out)
+    write_pages(out, readme)
+
+
+def _draw(config: str, folders: dict[str, Path], out: Path) -> None:
+    """The figures of the runs of seed 0."""
+    names = [f"{config}-{decider}" for decider in DECIDERS if f"{config}-{decider}" in folders]
+    runs = [read_run(folders[name], name.removeprefix(f"{config}-")) for name in names]
+    for name, (_, draw) in FIGURES.items() if runs else ():
+        found = draw(runs)
+        if found is not None:
+            found[0].savefig(out / f"{config}-{name}.png", dpi=_DOTS_PER_INCH)
+            plt.close(found[0])
+
+
+def write_pages(out: Path, readme: Path) -> None:
+    """Writes the page of `out`, and the table of the README, from what `out` holds."""
+    metrics = read_metrics(out)
+    write_whole(out / "README.md", make_page(metrics, {path.name for path in out.glob("*.png")}))
+    write_whole(readme, put_table(readme.read_text(), make_table(metrics)))
+
+
+def put_table(text: str, table: str) -> str:
+    """The text with the table between its two marks. Raises a ReleaseError if it has none."""
+    if not _BLOCK.search(text):
+        raise ReleaseError("The README has no <!-- results --> ... <!-- /results -->.")
+    return _BLOCK.sub(lambda found: f"{found[1]}{table}{found[2]}", text)
+
+
+def main() -> None:
+    """Writes the page. What the user can mend ends in one sentence."""
+    parsed = parse_folders_first(ResultsArguments, "--plans")
+    try:
+        write_results([Path(plan) for plan in parsed.plans], Path(parsed.out), Path(parsed.readme))
+    except (ReleaseError, OSError) as error:
+        sys.exit(f"results.py: {error}")
+    print(f"Wrote {parsed.out}/README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The page of results and the README's table are made from what `docs/results` holds, and hold nothing else."""
+
+import json
+
+import pytest
+from repos import ReleaseError
+from results import ROOT, make_page, make_table, put_table, read_metrics, write_pages
+
+KEPT = ROOT / "docs" / "results"
+
+
+def test_page_and_readme_are_made_from_the_metrics_beside_the_page():
+    metrics = read_metrics(KEPT)
+    assert metrics
+    figures = {path.name for path in KEPT.glob("*.png")}
+    assert (KEPT / "README.md").read_text() == make_page(metrics, figures)
+    readme = (ROOT / "README.md").read_text()
+    assert readme == put_table(readme, make_table(metrics))
+
+
+def test_a_run_becomes_lines_of_every_table(checkpoint, tmp_path):
+    """`checkpoint` is an online run; one with the same metrics stands for `fixed`, and one for a third of D."""
+    metrics = json.loads((checkpoint / "metrics.json").read_text())
+    config = metrics["config"]
+    worse = {**metrics["accuracy"], "value": 0.0}
+    for name, own in {
+        f"{config}-online": metrics,
+        f"{config}-fixed": {**metrics, "decider": "fixed", "accuracy": {**worse, "value": 1.0}},
+        f"{config}-fixed-third": {**metrics, "decider": "fixed", "accuracy": worse},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+    readme = tmp_path / "front.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    write_pages(tmp_path, readme)
+    page = readme.read_text()
+    assert "before\n<!-- results -->\n| |" in page
+    assert "old" not in page
+    assert f"| {config}-online | " in page
+
+
+def test_differences_have_newcombes_interval(checkpoint, tmp_path):
+    metrics = json.loads((checkpoint / "metrics.json").read_text())
+    config = metrics["config"]
+    share = {"n": 1000, "low": None, "high": None}
+    runs = {
+        f"{config}-fixed": {**metrics, "decider": "fixed", "accuracy": {**share, "value": 0.97}},
+        f"{config}-fixed-third": {**metrics, "decider": "fixed", "accuracy": {**share, "value": 0.92}},
+    }
+    # Newcombe (1998), method 10: from the Wilson intervals 0.9577..0.9789 and 0.9015..0.9353.
+    assert f"| {config}-fixed-third | {config}-fixed | -0.050 (-0.071 to -0.030) |" in make_page(runs, set())
+
+
+def test_a_readme_without_marks_is_refused():
+    with pytest.raises(ReleaseError, match="<!-- results -->"):
+        put_table("no marks", "")
