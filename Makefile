@@ -90,7 +90,7 @@ mini: setup build/tasks
 
 report: mini
 	$(BIN)/python evaluate/report.py build/mini/*/evaluation --out build/report
-	$(BIN)/python release/results.py build/mini
+	$(BIN)/python evaluate/results.py build/mini
 
 hub: setup build/tasks
 	$(BIN)/python release/assemble.py --out build/hub --dataset build/tasks --owner $(OWNER)

@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def add_size_arguments(parser: argparse.ArgumentParser, length: int) -> None:
-    """What all benchmarks let the caller choose."""
+    """What prefill and decode let the caller choose."""
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--hidden-size", type=int, default=256)

@@ -141,7 +141,6 @@ class Brevo(Task):
         "frontier_size_state": "ancestors not yet emitted whose parents all are; 0 before `<ans>`",
         "newly_enabled_state": "members of the frontier that this token added; at `<ans>` all of them",
     }
-    loss_on = "completion"
     scoring = "greedy: the completion must hold exactly the ancestors and the query, parents first, and `<eos>`"
     config: BrevoConfig
 

@@ -19,7 +19,7 @@ _WIDTH = 110
 _INTRODUCTION = """
 # ANIRA tasks
 
-Three families of tasks on which it is known how hard each token is, made to test whether a model that decides per token
+Tasks on which it is known how hard each token is, made to test whether a model that decides per token
 how much it computes spends more where more is needed.
 
 ```python
@@ -57,8 +57,8 @@ rare. `generation.json` says what was drawn, and any row can be made again from 
 _CITATION = """
 ## Citation
 
-The tasks are those of Allen-Zhu, *Physics of Language Models: Part 4.1* (arXiv 2512.17351), as used for per-token
-depth in *ANIRA* (arXiv 2602.08864). The generators and labels are this project's own.
+MANO, BREVO and LANO are those of Allen-Zhu, *Physics of Language Models: Part 4.1* (arXiv 2512.17351), as used for
+per-token depth in *ANIRA* (arXiv 2602.08864). The generators and labels are this project's own.
 """
 
 

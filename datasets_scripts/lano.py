@@ -71,7 +71,6 @@ class Lano(Task):
             "height of the highest constituent that ends here, in the derivation that made the sentence; 0: only a word"
         ),
     }
-    loss_on = "all"
     sampled = True
     scoring = "sampled at temperature 1 with a seed: prompt and completion must be a sentence of the grammar"
     config: LanoConfig

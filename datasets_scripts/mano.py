@@ -81,7 +81,6 @@ class Mano(Task):
         "open_operators_state": "operators that still miss an argument, after this token",
         "ended_operators_state": "operators in the largest sub-expression that ends here; at `<ans>` in all; else 0",
     }
-    loss_on = "all"
     scoring = "the completion must be the value and `<eos>`"
     config: ManoConfig
 

@@ -1,17 +1,22 @@
 """The tasks by name, and their presets by the names that datasets have as configs."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from datasets_scripts import brevo, lano, mano
 from datasets_scripts.task import Task, TaskConfig
 
-TASKS: dict[str, type[Task]] = {"mano": mano.Mano, "brevo": brevo.Brevo, "lano": lano.Lano}
+_TASKS: tuple[tuple[type[Task], Mapping[str, TaskConfig]], ...] = (
+    (mano.Mano, mano.PRESETS),
+    (brevo.Brevo, brevo.PRESETS),
+    (lano.Lano, lano.PRESETS),
+)
+
+TASKS: dict[str, type[Task]] = {task.name: task for task, _ in _TASKS}
 
 PRESETS: dict[str, TaskConfig] = {
-    f"{module.__name__.rpartition('.')[2]}-{name}": config
-    for module in (mano, brevo, lano)
-    for name, config in module.PRESETS.items()
+    f"{task.name}-{name}": config for task, presets in _TASKS for name, config in presets.items()
 }
 
 

@@ -6,7 +6,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -109,7 +109,6 @@ class Task(ABC):
     size_meaning: ClassVar[str]
     difficulty_meaning: ClassVar[str]
     token_difficulty_meaning: ClassVar[str]
-    loss_on: ClassVar[Literal["completion", "all"]]
     scoring: ClassVar[str]
     sampled: ClassVar[bool] = False
     """Whether answers are sampled at temperature 1; else they are greedy."""
@@ -121,7 +120,18 @@ class Task(ABC):
     def draw(
         self, key: np.uint64, sizes: tuple[int, int], part: tuple[int, int], weighted: bool, indices: np.ndarray
     ) -> Batch:
-        """Draws the examples `indices` of the stream `key`, of sizes within `sizes` and instances within `part`."""
+        """Draws examples; each depends on `key` and its index alone.
+
+        Args:
+            key: Of the stream.
+            sizes: The least and the largest.
+            part: The first hundredth, and one past the last, to which an instance's hash modulo 100 must belong.
+            weighted: Whether sizes follow the task's weights; else they are uniform.
+            indices: (rows,), int64.
+
+        Raises:
+            ValueError: If no such instance can be found; see `refuse_empty`.
+        """
 
     @abstractmethod
     def label(self, batch: Batch) -> Labels:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from loading import load_model, load_tokenizer
 from run import without_nan
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
-
-import modeling_anira  # noqa: F401 (registers the Auto classes)
+from transformers import HfArgumentParser
 
 
 @dataclass
@@ -59,8 +59,8 @@ def run_tasks(arguments: HarnessArguments) -> dict[str, Any]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise SystemExit(f"harness.py needs lm-eval: pip install lm-eval ({error})") from error
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
+    tokenizer = load_tokenizer(arguments.model, arguments.revision)
+    model = load_model(arguments.model, arguments.revision).to(Accelerator().device)
     counter = DepthCounter(model)
     # One at a time: lm-eval pads rows without saying where, and the padding's depths would be counted.
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)

@@ -122,7 +122,7 @@ def measure_timing(answers: pd.DataFrame, depth: str, resamples: int, seed: int)
     features = [name for name in answers.columns if name.endswith((STATIC, STATE))]
     if not features:
         return {"r2": None, "terms": {}, "contrast": None, "reason": "the text has no features"}
-    return explain_depth(answers[["example", "size", depth, *features]], depth, min(resamples, 200), seed)
+    return explain_depth(answers[["example", "size", depth, *features]], depth, resamples, seed)
 
 
 def _guard(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

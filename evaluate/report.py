@@ -121,7 +121,7 @@ def _summarize(run: Run) -> dict[str, Any]:
         "name": run.name,
         "decider": metrics["decider"],
         "parameters": f"{metrics['parameters']:,}",
-        "rows": sum(metrics["rows"].values()),
+        "rows": metrics["rows"][metrics["splits"][0]],
         "accuracy": show(metrics["accuracy"], 3),
         "depth": show(metrics["depth"]),
         "depth_all": show(metrics["depth_all"]),
@@ -168,14 +168,18 @@ def _list_controls(run: Run) -> list[dict[str, str]]:
     ]
 
 
+def parse_folders_first(kind: type, folders: str) -> Any:
+    """The command line as `kind`; its folders may stand first, as one writes them, rather than after `folders`."""
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [folders, *arguments]
+    (parsed,) = HfArgumentParser(kind).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
+    return parsed
+
+
 def main() -> None:
     """Writes the report, and says where it is."""
-    parser = HfArgumentParser(ReportArguments)  # type: ignore[arg-type]
-    arguments = sys.argv[1:]
-    # Folders first, as one writes them, rather than after --runs.
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--runs", *arguments]
-    (parsed,) = parser.parse_args_into_dataclasses(arguments)
+    parsed = parse_folders_first(ReportArguments, "--runs")
     try:
         page = write_report([read_run(Path(folder)) for folder in parsed.runs], Path(parsed.out))
     except ReportError as error:

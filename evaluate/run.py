@@ -69,8 +69,13 @@ class EvaluationArguments:
     )
     batch_size: int = field(default=256, metadata={"help": "Examples at a time."})
     part_rows: int = field(default=512, metadata={"help": "Rows of a part, which is kept when a run is stopped."})
-    seed: int = field(default=0, metadata={"help": "Of sampled answers, random depths and bootstraps."})
-    resamples: int = field(default=500, metadata={"help": "Of each bootstrap."})
+    seed: int = field(
+        default=0, metadata={"help": "Of sampled answers, random depths and the bootstraps of --resamples."}
+    )
+    resamples: int = field(
+        default=500,
+        metadata={"help": "Of bootstraps of correlations and shares of variance; those of mean depths take 1,000."},
+    )
     revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
     training_log: str | None = field(
         default=None, metadata={"help": "log.jsonl of the training; by default that beside the model, if there is one."}
@@ -82,6 +87,9 @@ class Evaluation:
 
     def __init__(self, arguments: EvaluationArguments) -> None:
         self.arguments, self.out = arguments, Path(arguments.out)
+        for name, least in {"rows": 0, "sweep_rows": 0, "part_rows": 1, "batch_size": 1, "resamples": 1}.items():
+            if getattr(arguments, name) < least:
+                raise EvaluationError(f"`{name}` is {getattr(arguments, name)}, but must be at least {least}.")
         self.accelerator = Accelerator()
         self.task = open_task(arguments.dataset, arguments.config)
         self.batches = {
@@ -243,7 +251,7 @@ class Evaluation:
         found = []
         for options in settings:
             ((name, value),) = options.items()
-            depths = Depths(f"{name}-{value}", options)
+            depths = Depths(f"{name}-{value}-{rows}-rows", options)
             tokens, examples = self._answer(split, depths, self.model, rows)
             found.append(
                 {

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, load_dataset
+from loading import load_model, load_tokenizer
 from metrics.alignment.analysis import estimate, spearman
 from run import rate, without_nan
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
-
-import modeling_anira  # noqa: F401 (registers the Auto classes)
+from transformers import HfArgumentParser
 
 LEVELS = ("main", "p1", "p2")
 
@@ -148,10 +148,8 @@ def main() -> None:
     (arguments,) = parser.parse_args_into_dataclasses()
     out = Path(arguments.out)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            arguments.model, revision=arguments.revision, trust_remote_code=True
-        ).eval()
+        tokenizer = load_tokenizer(arguments.model, arguments.revision)
+        model = load_model(arguments.model, arguments.revision).to(Accelerator().device)
         parts = []
         for level in LEVELS:
             problems = load_problems(arguments.source, level, arguments.rows, arguments.seed)

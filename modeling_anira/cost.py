@@ -11,6 +11,7 @@ import torch
 
 if TYPE_CHECKING:
     from .configuration_anira import AniraConfig
+    from .deciders import Decider
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Flops:
         core_linear: Projections and MLPs of the core; active tokens.
         core_attention: Scores and sums of the core; active queries against all keys.
         injection: The adapter of `input_injection="concat"`.
-        decider: Its MLP, and LM-head readouts.
+        decider: What it says of itself: its MLP, or LM-head readouts.
         head: The LM head; all tokens.
         waste: Queries that only fill up the rectangle which attention needs, in packed execution.
     """
@@ -48,15 +49,17 @@ class Flops:
         return self.total - self.waste
 
 
-def count_flops(config: "AniraConfig", exit_depths: torch.Tensor, past_length: int, head: bool) -> Flops:
+def count_flops(decider: "Decider", exit_depths: torch.Tensor, past_length: int, head: bool) -> Flops:
     """
     The cost of one packed forward.
 
     Args:
+        decider: That of the model, whose config it has.
         exit_depths (B, T): Iterations of each token, 0 at padding.
         past_length: Tokens in the cache.
         head: Whether the model has an LM head.
     """
+    config = decider.config
     batch, length = exit_depths.shape
     tokens, keys = batch * length, length + past_length
     layer, attention = _layer_cost(config), _attention_cost(config, keys)
@@ -65,13 +68,14 @@ def count_flops(config: "AniraConfig", exit_depths: torch.Tensor, past_length: i
     rows = (exit_depths[None] >= depths[:, None, None]).sum(-1)
     active = int(rows.sum())
     rectangles = int(((rows > 0).sum(1) * rows.max(1).values).sum())
+    decisions = int(rows[:-1].sum())  # alpha^(D) is not used
     size = config.hidden_size
     return Flops(
         prelude=config.num_prelude_layers * tokens * (layer + attention),
         core_linear=config.num_core_layers * active * layer,
         core_attention=config.num_core_layers * active * attention,
         injection=active * 4 * size * size if config.input_injection == "concat" else 0,
-        decider=_decider_cost(config, tokens, [int(count) for count in rows.sum(1)], head),
+        decider=decider.flops(tokens, decisions, head),
         coda=config.num_coda_layers * tokens * (layer + attention),
         head=2 * tokens * size * config.vocab_size if head else 0,
         waste=config.num_core_layers * (rectangles - active) * attention,
@@ -89,17 +93,3 @@ def _attention_cost(config: "AniraConfig", keys: int) -> int:
     """Scores and weighted sum of one layer, for one query against `keys` keys."""
     heads, _, head_dim = config.head_sizes
     return 4 * heads * head_dim * keys
-
-
-def _decider_cost(config: "AniraConfig", tokens: int, active: list[int], head: bool) -> int:
-    """The built-in deciders; `active`: tokens of the batch in each iteration. Deciders of one's own count as free."""
-    size = config.hidden_size
-    width = config.decider_hidden_size or size
-    if config.decider == "early":
-        return 2 * tokens * width * (size + config.max_depth)
-    decisions = sum(active[:-1])  # alpha^(D) is not used
-    if config.decider == "online":
-        return 2 * decisions * width * (size + 1)
-    if config.decider == "stability" and config.stability_criterion == "distribution" and head:
-        return 2 * 2 * decisions * size * config.vocab_size
-    return 0

@@ -44,6 +44,7 @@ class Decider(nn.Module):
 
     def __init__(self, config: "AniraConfig") -> None:
         super().__init__()
+        self.config = config
 
     def plan(self, shallow: torch.Tensor) -> torch.Tensor:
         """h^(0) (..., H) -> unnormalised log q (..., D), in fp32."""
@@ -75,6 +76,18 @@ class Decider(nn.Module):
         """The least and the greatest depth that a token can get, as far as known without looking at states."""
         return 1, max_depth
 
+    def flops(self, tokens: int, decisions: int, head: bool) -> int:
+        """
+        Floating-point operations of the decider in one packed forward, a multiply-add as 2. Here: those of one readout
+        a decision, if it needs any.
+
+        Args:
+            tokens: All of the batch, for which `plan` is called.
+            decisions: How often `exit_logit` is asked about a token, over all iterations.
+            head: Whether the model has an LM head.
+        """
+        return 2 * decisions * self.config.hidden_size * self.config.vocab_size if head and self.needs_readout else 0
+
 
 class ExitHead(nn.Linear):
     """Output layer of a decider: starts at given logits, nearly whatever the state."""
@@ -103,6 +116,11 @@ class _DeciderMLP(nn.Module):
         state = F.rms_norm(state, state.shape[-1:], eps=self.eps)
         return at_least_fp32(self.exit_head(self.act_fn(self.hidden(state))))
 
+    def flops(self, tokens: int) -> int:
+        """Of so many states."""
+        hidden, out = self.hidden, self.exit_head
+        return 2 * tokens * (hidden.in_features * hidden.out_features + out.in_features * out.out_features)
+
 
 class EarlyDecider(Decider):
     """ANIRA-E: one look at h^(0), then a softmax over depths (paper section 3.2)."""
@@ -120,6 +138,9 @@ class EarlyDecider(Decider):
     def plan(self, shallow: torch.Tensor) -> torch.Tensor:
         return self.mlp(shallow)
 
+    def flops(self, tokens: int, decisions: int, head: bool) -> int:
+        return self.mlp.flops(tokens)
+
 
 class OnlineDecider(Decider):
     """ANIRA-O: after each iteration, alpha^(d) = sigmoid(MLP(h^(d))) (paper section 3.2)."""
@@ -133,15 +154,14 @@ class OnlineDecider(Decider):
     def exit_logit(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
         return self.mlp(state).squeeze(-1)
 
+    def flops(self, tokens: int, decisions: int, head: bool) -> int:
+        return self.mlp.flops(decisions)
+
 
 class FixedDecider(Decider):
     """All mass on `fixed_depth` (default D): the plain recurrent Transformer."""
 
     plans_ahead = True
-
-    def __init__(self, config: "AniraConfig") -> None:
-        super().__init__(config)
-        self.config = config
 
     def plan(self, shallow: torch.Tensor) -> torch.Tensor:
         log_q = torch.full((self.config.max_depth,), -torch.inf, device=shallow.device)
@@ -159,10 +179,6 @@ class FixedDecider(Decider):
 class StabilityDecider(Decider):
     """Exits at the first depth at which the token has stopped moving. Needs no training."""
 
-    def __init__(self, config: "AniraConfig") -> None:
-        super().__init__(config)
-        self.config = config
-
     @property
     def needs_readout(self) -> bool:
         return self.config.stability_criterion == "distribution"
@@ -170,6 +186,9 @@ class StabilityDecider(Decider):
     def exit_logit(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
         stable = self.change(state, previous, readout) < self.config.stability_threshold
         return torch.where(stable, torch.inf, -torch.inf)
+
+    def flops(self, tokens: int, decisions: int, head: bool) -> int:
+        return 2 * super().flops(tokens, decisions, head)  # it reads out both states
 
     def change(self, state: torch.Tensor, previous: torch.Tensor, readout: Readout | None) -> torch.Tensor:
         """How far a token moved in an iteration, by `config.stability_criterion`: (..., H), (..., H) -> (...)."""

@@ -10,7 +10,7 @@ D `max_depth`, V vocabulary. Source: arXiv 2602.08864, sections 3.1 and 3.2.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -390,7 +390,8 @@ class AniraPreTrainedModel(PreTrainedModel):
         check_attention_mask(attention_mask, (batch, length), past_length)
         real = None if attention_mask is None else attention_mask[:, past_length:].bool()
         check_exit_depths(exit_depths, (batch, length), real, self.config.max_depth)
-        return count_flops(self.config, exit_depths, past_length, self.get_output_embeddings() is not None)
+        decider = cast(Decider, self.decider)  # each model has one, which this base class cannot know
+        return count_flops(decider, exit_depths, past_length, self.get_output_embeddings() is not None)
 
 
 class AniraModel(AniraPreTrainedModel):
@@ -761,7 +762,6 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
     def __init__(self, config: AniraConfig) -> None:
         super().__init__(config)
         self.model = AniraModel(config)
-        self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

@@ -61,7 +61,9 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
     for name, settings in content.items():
         unknown = set(settings) - {"recipe", "set", "evaluate"}
         if unknown or "recipe" not in settings:
-            raise PlanError(f"The run {name} of {path} has {sorted(settings)}, but must have recipe, set, evaluate.")
+            raise PlanError(
+                f"The run {name} of {path} has {sorted(settings)}, but must have recipe, and may have set and evaluate."
+            )
         if re.search(only, name):
             runs.append(Planned(name, **settings))
     if not runs:

@@ -89,7 +89,7 @@ def combinations() -> Iterator[Combination]:
     for version in dict.fromkeys((newest("transformers"), pinned("transformers"), *OLDER_TRANSFORMERS)):
         yield Combination("transformers", version, MODEL_TESTS, note_pinned("transformers", version))
     yield Combination("transformers", REFUSED_TRANSFORMERS, REFUSAL_TESTS, "refused at import, with what to install")
-    for version in dict.fromkeys((newest("datasets"), newest("datasets<5"), OLDEST_DATASETS)):
+    for version in dict.fromkeys((newest("datasets"), pinned("datasets"), newest("datasets<5"), OLDEST_DATASETS)):
         yield Combination("datasets", version, TASK_TESTS, note_pinned("datasets", version))
 
 

@@ -166,7 +166,7 @@ class Trainer:
             self.journal.show(
                 self.step,
                 {
-                    "loss": f"{values['ce']:.3f}",
+                    "ce": f"{values['ce']:.3f}",
                     "depth": f"{values['depth']:.2f}",
                     "tokens/s": f"{(self.tokens - tokens_then) / elapsed:.0f}",
                 },

@@ -1,6 +1,6 @@
 """Writes docs/results, and the table of the README, from finished evaluations; no number in them is typed.
 
-    python release/results.py build/mini --out docs/results
+    python evaluate/results.py build/mini --out docs/results
 
 A run is a folder as release/experiments.py leaves it. OUT gets the metrics.json of every run, small figures, and the
 page that is made from both.
@@ -13,20 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cards import parse_folders_first, show
+import matplotlib.pyplot as plt
+from claims import judge, show
+from figures import FIGURES
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from repos import ReleaseError
+from report import ReportError, parse_folders_first, read_run
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from datasets_scripts.build import write_whole
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "evaluate"))
-
-import matplotlib.pyplot as plt  # noqa: E402
-from claims import judge  # noqa: E402
-from figures import FIGURES  # noqa: E402
-from report import read_run  # noqa: E402
 
 DECIDERS = ("online", "early", "fixed")
 _DOTS_PER_INCH = 75
@@ -136,7 +130,7 @@ def write_results(plans: list[Path], out: Path, readme: Path) -> None:
         path.parent.parent.name: path.parent for plan in plans for path in plan.glob("*/evaluation/metrics.json")
     }
     if not folders:
-        raise ReleaseError(f"{', '.join(map(str, plans))} has no evaluated run; let release/experiments.py finish one.")
+        raise ReportError(f"{', '.join(map(str, plans))} has no evaluated run; let release/experiments.py finish one.")
     out.mkdir(parents=True, exist_ok=True)
     for name, folder in folders.items():
         write_whole(out / f"{name}.json", (folder / "metrics.json").read_text())
@@ -165,9 +159,9 @@ def write_pages(out: Path, readme: Path) -> None:
 
 
 def put_table(text: str, table: str) -> str:
-    """The text with the table between its two marks. Raises a ReleaseError if it has none."""
+    """The text with the table between its two marks. Raises a ReportError if it has none."""
     if not _BLOCK.search(text):
-        raise ReleaseError("The README has no <!-- results --> ... <!-- /results -->.")
+        raise ReportError("The README has no <!-- results --> ... <!-- /results -->.")
     return _BLOCK.sub(lambda found: f"{found[1]}{table}{found[2]}", text)
 
 
@@ -176,7 +170,7 @@ def main() -> None:
     parsed = parse_folders_first(ResultsArguments, "--plans")
     try:
         write_results([Path(plan) for plan in parsed.plans], Path(parsed.out), Path(parsed.readme))
-    except (ReleaseError, OSError) as error:
+    except (ReportError, OSError) as error:
         sys.exit(f"results.py: {error}")
     print(f"Wrote {parsed.out}/README.md")
 
