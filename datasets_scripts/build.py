@@ -29,6 +29,7 @@ from transformers import HfArgumentParser
 
 from datasets_scripts.card import make_card
 from datasets_scripts.columns import make_features, make_table
+from datasets_scripts.files import write_whole
 from datasets_scripts.grammar import Grammar
 from datasets_scripts.lano import Lano, LanoConfig
 from datasets_scripts.randomness import SPLITS, hundredths
@@ -329,13 +330,6 @@ def _checksum(file: Path) -> str:
         while part := opened.read(2**20):
             checksum.update(part)
     return checksum.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def main() -> None:

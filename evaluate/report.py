@@ -20,6 +20,8 @@ from jinja2 import Environment, FileSystemLoader
 from measures import read_evaluations
 from transformers import HfArgumentParser
 
+from datasets_scripts.files import write_whole
+
 
 @dataclass
 class ReportArguments:
@@ -89,9 +91,7 @@ def write_report(runs: list[Run], out: Path) -> Path:
     ]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.jinja").render(chapters=content)
-    unfinished = out / "report.unfinished"
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(out / "report.html")
+    write_whole(out / "report.html", page)
     return out / "report.html"
 
 

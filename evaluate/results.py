@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from report import ReportError, parse_folders_first, read_run
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from datasets_scripts.build import write_whole
+from datasets_scripts.files import write_whole
 
 DECIDERS = ("online", "early", "fixed")
 _DOTS_PER_INCH = 75

@@ -45,6 +45,7 @@ from statsmodels.stats.proportion import proportion_confint
 from transformers import HfArgumentParser
 
 from datasets_scripts import Batch
+from datasets_scripts.files import write_whole
 
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -110,7 +111,7 @@ class Evaluation:
         if self.accelerator.is_main_process:
             for split, both in {**tables, f"{main_split}-given": given}.items():
                 for kind, table in zip(("tokens", "examples"), both, strict=True):
-                    write_whole(table, self.out / split / f"{kind}.parquet")
+                    write_table(table, self.out / split / f"{kind}.parquet")
         controls = self._run_controls(main_split, tables[main_split], given) if arguments.controls else []
         sweep = self._sweep(main_split)
         if not self.accelerator.is_main_process:
@@ -138,9 +139,7 @@ class Evaluation:
         )
         if log and log.is_file():
             shutil.copyfile(log, self.out / "log.jsonl")
-        unfinished = self.out / "metrics.unfinished"
-        unfinished.write_text(json.dumps(metrics, indent=1))
-        unfinished.replace(self.out / "metrics.json")
+        write_whole(self.out / "metrics.json", json.dumps(metrics, indent=1))
         self.accelerator.wait_for_everyone()
         return metrics
 
@@ -171,8 +170,7 @@ class Evaluation:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process and not kept.exists():
             self.out.mkdir(parents=True, exist_ok=True)
-            kept.with_suffix(".unfinished").write_text(json.dumps(settings, indent=1))
-            kept.with_suffix(".unfinished").replace(kept)
+            write_whole(kept, json.dumps(settings, indent=1))
         self.accelerator.wait_for_everyone()
 
     def _answer(
@@ -197,7 +195,7 @@ class Evaluation:
             seed = self.arguments.seed * 1_000_003 + number
             tables = run_examples(model, self.task, take(batch, here), own, start, self.arguments.batch_size, seed)
             for table, path in zip(tables, paths, strict=True):
-                write_whole(table, path)
+                write_table(table, path)
         self.accelerator.wait_for_everyone()
         kinds = ("tokens", "examples")
         both = [
@@ -369,7 +367,7 @@ def mean_depth(tokens: pd.DataFrame, answers: bool) -> dict[str, Any]:
     return {"value": value, "low": float(drawn.low), "high": float(drawn.high), "n": len(sums)}
 
 
-def write_whole(table: pd.DataFrame, path: Path) -> None:
+def write_table(table: pd.DataFrame, path: Path) -> None:
     """Writes a Parquet file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.unfinished")

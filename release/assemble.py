@@ -18,7 +18,8 @@ from repos import DATASET, NOBODY, ReleaseError, whole
 from transformers import HfArgumentParser
 
 from datasets_scripts import TASKS
-from datasets_scripts.build import RECORD, finish, write_whole
+from datasets_scripts.build import RECORD, finish
+from datasets_scripts.files import write_whole
 from modeling_anira import AniraForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent

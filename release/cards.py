@@ -15,8 +15,8 @@ from repos import DATASET, NOBODY, ReleaseError
 from transformers import HfArgumentParser
 
 from datasets_scripts import Task, get_task
-from datasets_scripts.build import write_whole
 from datasets_scripts.card import find_readable
+from datasets_scripts.files import write_whole
 from datasets_scripts.vocabulary import decode
 
 PAPER = "2602.08864"

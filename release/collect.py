@@ -15,7 +15,7 @@ from pathlib import Path
 from cards import make_card, parse_folders_first, read_checkpoint
 from repos import NOBODY, ReleaseError, whole
 
-from datasets_scripts.build import write_whole
+from datasets_scripts.files import write_whole
 
 # Where in a run each file of a checkpoint stands; config.json and the card are written anew.
 _FILES = {

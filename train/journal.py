@@ -8,6 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from datasets_scripts.files import write_whole
+
 
 class Journal:
     """Writes on the main process alone. Every line of `log.jsonl` has `step` and `kind` ("train" or "evaluation")."""
@@ -17,9 +19,7 @@ class Journal:
         self.accelerator, self.path = accelerator, path
         if accelerator.is_main_process:
             lines = [line for line in _read_lines(path) if line["step"] <= first_step]
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-            unfinished.replace(path)
+            write_whole(path, "".join(f"{json.dumps(line)}\n" for line in lines))
         self.bar = tqdm(
             total=steps, initial=first_step, unit="step", file=sys.stderr, disable=not accelerator.is_main_process
         )

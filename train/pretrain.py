@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
 from datasets_scripts import make_tokenizer
+from datasets_scripts.files import write_whole
 from modeling_anira import AniraForCausalLM
 from modeling_anira.exits import noise_shape
 
@@ -133,9 +134,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.out / "lock")
             # A run killed while it writes this must not leave half of it: it could not be taken up again.
-            unfinished = kept.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(settings, indent=1))
-            unfinished.replace(kept)
+            write_whole(kept, json.dumps(settings, indent=1))
         if resume and checkpoints:
             progress = load_checkpoint(self.accelerator, checkpoints[-1])
             self.step, self.tokens = progress["step"], progress["tokens"]
