@@ -344,6 +344,23 @@ def test_a_stopped_run_goes_on_and_two_processes_find_the_same(tmp_path, data, e
         pd.testing.assert_frame_equal(*(pd.read_parquet(path) for path in paths))
 
 
+def test_a_sweep_on_other_rows_is_another_sweep(tmp_path, data):
+    """Its parts were named by their first row alone: the command with more rows found those of fewer, and kept them."""
+    folder = save(tmp_path / "model", task_model("online"))
+    for rows in (4, 8):
+        metrics = evaluate_model(tmp_path / "out", folder, data, controls=False, sweep_rows=rows)
+        assert {point["accuracy"]["n"] for point in metrics["sweep"]} == {rows}
+
+
+@pytest.mark.parametrize("option", ["rows", "sweep_rows", "part_rows", "batch_size", "resamples"])
+def test_numbers_out_of_bounds_are_refused_before_anything_is_loaded(tmp_path, option):
+    """`--rows -5` answered all rows but five."""
+    arguments = run.EvaluationArguments("no-model", "no-data", "brevo-mini", str(tmp_path / "out"), **{option: -5})
+    with pytest.raises(EvaluationError, match=f"`{option}` is -5, but must be at least"):
+        run.Evaluation(arguments)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failing_analysis_loses_nothing(tmp_path, data, evaluated, monkeypatch):
     monkeypatch.setattr(measures, "by_size", lambda *arguments: 1 / 0)
     metrics = evaluate_model(

@@ -52,7 +52,7 @@ def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, da
 
 
 def test_bad_plans_are_refused_by_what_is_wrong(tmp_path):
-    with pytest.raises(PlanError, match=r"The run a of .* has \['recipes'\], but must have recipe, set, evaluate"):
+    with pytest.raises(PlanError, match=r"The run a of .* has \['recipes'\], but must have recipe, and may have set"):
         read_plan(write_plan(tmp_path, a={"recipes": "x"}))
     with pytest.raises(PlanError, match="`only` is 'b', but must be found in one of a"):
         read_plan(write_plan(tmp_path, a=RUN), only="b")
