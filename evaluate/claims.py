@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pages import show
+
 # Spearman's correlation that the paper reports on MANO, BREVO and LANO, on correct items.
 _ALIGNMENT = (0.6, 0.7)
 _SIZE_ALONE_EARLY = 0.28
@@ -40,16 +42,6 @@ def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
             Claim(part, "", name, f"not measured: {own['reason']}", "unknown") if failed else claim(name, own)
         )
     return judged
-
-
-def show(estimate: dict[str, Any] | None, digits: int = 2) -> str:
-    """An estimate as text: value and interval, or the reason why there is none."""
-    if not estimate or estimate.get("value") is None:
-        return f"not defined: {(estimate or {}).get('reason', 'nothing measured')}"
-    value = f"{estimate['value']:.{digits}f}"
-    if estimate.get("low") is None:
-        return value
-    return f"{value} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
 
 
 def _alignment(name: str, found: dict[str, Any]) -> Claim:

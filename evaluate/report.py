@@ -14,11 +14,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from claims import judge, show
+from claims import judge
 from figures import FIGURES, Run
 from jinja2 import Environment, FileSystemLoader
 from measures import read_evaluations
-from transformers import HfArgumentParser
+from pages import parse_folders_first, show
 
 from datasets_scripts.files import write_whole
 
@@ -44,8 +44,8 @@ class ReportError(ValueError):
     """Something that the user can mend."""
 
 
-def read_run(folder: Path, name: str = "") -> Run:
-    """A finished evaluation, called `name`, or as its folder. Raises a ReportError if it is none."""
+def read_run(folder: Path) -> Run:
+    """A finished evaluation. Raises a ReportError if it is none."""
     path = folder / "metrics.json"
     if not path.is_file():
         raise ReportError(f"{folder} has no metrics.json: it is no finished evaluation. Let evaluate/run.py finish it.")
@@ -55,7 +55,7 @@ def read_run(folder: Path, name: str = "") -> Run:
         for split in metrics["splits"]
     }
     log = folder / "log.jsonl"
-    return Run(name or str(folder), metrics, tables, read_evaluations(log) if log.is_file() else pd.DataFrame())
+    return Run(str(folder), metrics, tables, read_evaluations(log) if log.is_file() else pd.DataFrame())
 
 
 def name_apart(runs: list[Run]) -> list[Run]:
@@ -166,15 +166,6 @@ def _list_controls(run: Run) -> list[dict[str, str]]:
         }
         for point in run.metrics["controls"]
     ]
-
-
-def parse_folders_first(kind: type, folders: str) -> Any:
-    """The command line as `kind`; its folders may stand first, as one writes them, rather than after `folders`."""
-    arguments = sys.argv[1:]
-    if arguments and not arguments[0].startswith("-"):
-        arguments = [folders, *arguments]
-    (parsed,) = HfArgumentParser(kind).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
-    return parsed
 
 
 def main() -> None:

@@ -9,18 +9,20 @@ page that is made from both.
 import json
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from claims import judge, show
+from claims import judge
 from figures import FIGURES
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from report import ReportError, parse_folders_first, read_run
+from pages import parse_folders_first, render
+from report import ReportError, read_run
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from datasets_scripts.files import write_whole
+
+_HERE = Path(__file__).parent
 
 DECIDERS = ("online", "early", "fixed")
 _DOTS_PER_INCH = 75
@@ -45,31 +47,18 @@ def read_metrics(folder: Path) -> Metrics:
 
 def make_page(metrics: Metrics, figures: set[str]) -> str:
     """The text of the page. `figures`: names of the images beside it."""
-    return _render(
-        "results.md.jinja", chapters=[_make_chapter(config, metrics, figures) for config in _configs(metrics)]
-    )
+    chapters = [_make_chapter(config, metrics, figures) for config in _configs(metrics)]
+    return render(_HERE / "results.md.jinja", chapters=chapters)
 
 
 def make_table(metrics: Metrics) -> str:
     """The table of the README: one line a task and decider, seed 0."""
     names = [f"{config}-{decider}" for config in _configs(metrics) for decider in DECIDERS]
-    return _render("results_table.md.jinja", rows=[(name, metrics[name]) for name in names if name in metrics])
+    return render(_HERE / "results_table.md.jinja", rows=[(name, metrics[name]) for name in names if name in metrics])
 
 
 def _configs(metrics: Metrics) -> list[str]:
     return sorted({own["config"] for own in metrics.values()})
-
-
-def _render(template: str, **content: Any) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["estimate"] = show
-    return environment.get_template(template).render(**content)
 
 
 def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str, Any]:
@@ -83,7 +72,6 @@ def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str,
         "comparisons": _compare(config, runs),
         "claims": [claim for name, own in runs.items() for claim in judge(name, own)],
         "controls": [(name, row) for name, own in runs.items() if own["decider"] != "fixed" for row in own["controls"]],
-        "limit": limit,
         "sizes": (limit, -(-3 * limit // 2), 2 * limit),
         "by_size": {name: _by_size(own) for name, own in runs.items()},
         "figures": [
@@ -132,10 +120,10 @@ def write_results(plans: list[Path], out: Path, readme: Path) -> None:
     if not folders:
         raise ReportError(f"{', '.join(map(str, plans))} has no evaluated run; let release/experiments.py finish one.")
     out.mkdir(parents=True, exist_ok=True)
-    for name, folder in folders.items():
-        write_whole(out / f"{name}.json", (folder / "metrics.json").read_text())
-    metrics = read_metrics(out)
-    for config in _configs({name: metrics[name] for name in folders}):
+    texts = {name: (folder / "metrics.json").read_text() for name, folder in folders.items()}
+    for name, text in texts.items():
+        write_whole(out / f"{name}.json", text)
+    for config in _configs({name: json.loads(text) for name, text in texts.items()}):
         _draw(config, folders, out)
     write_pages(out, readme)
 
@@ -143,7 +131,7 @@ def write_results(plans: list[Path], out: Path, readme: Path) -> None:
 def _draw(config: str, folders: dict[str, Path], out: Path) -> None:
     """The figures of the runs of seed 0."""
     names = [f"{config}-{decider}" for decider in DECIDERS if f"{config}-{decider}" in folders]
-    runs = [read_run(folders[name], name.removeprefix(f"{config}-")) for name in names]
+    runs = [replace(read_run(folders[name]), name=name.removeprefix(f"{config}-")) for name in names]
     for name, (_, draw) in FIGURES.items() if runs else ():
         found = draw(runs)
         if found is not None:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from repos import DATASET, NOBODY, ReleaseError
-from transformers import HfArgumentParser
 
 from datasets_scripts import Task, get_task
 from datasets_scripts.card import find_readable
 from datasets_scripts.files import write_whole
 from datasets_scripts.vocabulary import decode
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "evaluate"))
+
+from pages import parse_folders_first, render
 
 PAPER = "2602.08864"
 
@@ -96,16 +99,8 @@ def _read(path: Path) -> dict[str, Any]:
 def make_card(checkpoint: Checkpoint, owner: str) -> str:
     """The text of a checkpoint's README.md, with links to the repos of `owner`."""
     task = get_task(checkpoint.recipe["task"], **checkpoint.recipe["task_settings"])
-    # A name that the template asks for and nobody gave is an error, not an empty place.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["estimate"] = show
-    text = environment.get_template("card.md.jinja").render(
+    text = render(
+        ROOT / "release" / "card.md.jinja",
         repo=f"{owner}/{checkpoint.repo}",
         dataset=f"{owner}/{DATASET}",
         paper=PAPER,
@@ -158,16 +153,6 @@ def _list_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
     ]
 
 
-def show(estimate: dict[str, Any] | None, digits: int = 3) -> str:
-    """An estimate as text: value and 95 % interval, or why there is none."""
-    if not estimate or estimate["value"] is None:
-        return f"not defined: {(estimate or {}).get('reason', 'not measured')}"
-    value = f"{estimate['value']:.{digits}f}"
-    if estimate.get("low") is None:
-        return value
-    return f"{value} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
-
-
 def _flatten(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe as name and value, "model.max_depth" for what is in a map."""
     flat: dict[str, Any] = {}
@@ -181,15 +166,6 @@ def _find_example(task: Task) -> Example:
     batch = task.generate("validation", [find_readable(task)])
     prompt = decode(batch.tokens[: int(batch.answer_start[0])].tolist())
     return Example(prompt, task.longest_answer(int(batch.size[0])))
-
-
-def parse_folders_first(kind: type, folders: str) -> Any:
-    """The command line as `kind`; its folders may stand first, as one writes them, rather than after `folders`."""
-    arguments = sys.argv[1:]
-    if arguments and not arguments[0].startswith("-"):
-        arguments = [folders, *arguments]
-    (parsed,) = HfArgumentParser(kind).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
-    return parsed
 
 
 def main() -> None:

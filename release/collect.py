@@ -12,21 +12,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cards import make_card, parse_folders_first, read_checkpoint
+from cards import FILES, make_card, read_checkpoint
+from pages import parse_folders_first
 from repos import NOBODY, ReleaseError, whole
 
 from datasets_scripts.files import write_whole
 
-# Where in a run each file of a checkpoint stands; config.json and the card are written anew.
-_FILES = {
-    "model.safetensors": "model",
-    "generation_config.json": "model",
-    "tokenizer.json": "model",
-    "tokenizer_config.json": "model",
-    "recipe.json": "",
-    "log.jsonl": "",
-    "metrics.json": "evaluation",
-}
+# Where in a run a file of a checkpoint stands, if not in `model/`.
+_PLACES = {"recipe.json": "", "log.jsonl": "", "metrics.json": "evaluation"}
 
 
 @dataclass
@@ -39,13 +32,14 @@ class CollectArguments:
 
 def collect(run: Path, out: Path) -> Path:
     """Writes the checkpoint of a run, and returns its folder. Raises a ReleaseError if the run is not finished."""
-    missing = [f"{place}/{name}".lstrip("/") for name, place in _FILES.items() if not (run / place / name).is_file()]
+    paths = [Path(_PLACES.get(name, "model")) / name for name in FILES]
+    missing = [str(path) for path in paths if not (run / path).is_file()]
     if missing:
         raise ReleaseError(f"The run {run} lacks {', '.join(missing)}: let it finish, and evaluate it.")
     with whole(out / run.name, "model") as folder:
-        for name, place in _FILES.items():
-            shutil.copyfile(run / place / name, folder / name)
-        config = json.loads((run / "model" / "config.json").read_text())
+        for path in paths:
+            shutil.copyfile(run / path, folder / path.name)
+        config = json.loads((folder / "config.json").read_text())
         # It would lead to code that is not beside it.
         config.pop("auto_map", None)
         write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")

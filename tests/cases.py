@@ -44,18 +44,9 @@ def small_model(seed: int = 0, decisive: bool = True, **overrides) -> AniraForCa
 def task_model(decider: str = "online", **changes) -> AniraForCausalLM:
     """A small model of the tasks' vocabulary, whose decider, if it learns, tells tokens apart."""
     torch.manual_seed(0)
-    config = AniraConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_attention_heads=2,
-        max_depth=4,
-        decider=decider,
-        decider_bias=0.0,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        **changes,
-    )
+    vocabulary = {"vocab_size": len(WORDS), "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "max_depth": 4}
+    config = AniraConfig(**{**vocabulary, **sizes, "decider": decider, "decider_bias": 0.0, **changes})
     model = AniraForCausalLM(config).eval()
     if model.decider.learned:
         torch.nn.init.normal_(model.decider.mlp.exit_head.weight, std=2.0)

@@ -9,17 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import word_problems
 import yaml
+from cases import task_model
 from harness import HarnessArguments, run_tasks
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 from word_problems import LEVELS, make_problems, measure_levels, read_number
-
-from modeling_anira import AniraConfig, AniraForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,19 +33,8 @@ def folder(tmp_path_factory):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokens, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
     )
-    torch.manual_seed(0)
-    config = AniraConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_attention_heads=2,
-        max_depth=4,
-        pad_token_id=0,
-        eos_token_id=2,
-        decider_bias=0.0,
-    )
     path = tmp_path_factory.mktemp("language") / "model"
-    model = AniraForCausalLM(config)
-    torch.nn.init.normal_(model.decider.mlp.exit_head.weight, std=2.0)
+    model = task_model(vocab_size=len(vocabulary), pad_token_id=0, bos_token_id=None, eos_token_id=2)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

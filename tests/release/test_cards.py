@@ -14,6 +14,7 @@ import cards
 import pytest
 import yaml
 from conftest import NAME, OWNER
+from pages import show
 from repos import NOBODY, ReleaseError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,13 +85,13 @@ def test_the_card_says_what_was_measured(checkpoint):
     card, metrics = cards.make_card(found, OWNER), found.metrics
     beyond = metrics["analyses"]["generalization"]["beyond"]
     for estimate, digits in ((metrics["accuracy"], 3), (metrics["depth"], 2), (metrics["depth_all"], 2)):
-        assert f"| {cards.show(estimate, digits)} |" in card
+        assert f"| {show(estimate, digits)} |" in card
     assert f"beyond, {beyond['accuracy_beyond']:.3f} at {beyond['depth_beyond']:.2f}" in " ".join(card.split())
     aligned = metrics["analyses"]["alignment"]["per_example"]["exit_depth"]["all"]
-    row = " | ".join(cards.show(aligned[name], 2) for name in ("size", "difficulty", "difficulty given size"))
+    row = " | ".join(show(aligned[name], 2) for name in ("size", "difficulty", "difficulty given size"))
     assert f"| mean over the answer | all | {row} |" in card
     for point in metrics["controls"]:
-        assert f"| {point['depths']} | {cards.show(point['accuracy'])} |" in card
+        assert f"| {point['depths']} | {show(point['accuracy'], 3)} |" in card
     for row in metrics["analyses"]["generalization"]["by_size"]:
         mark = ", beyond training" if row["size"] > metrics["size_limit"] else ""
         assert f"| {row['size']}{mark} | {row['n']} | {row['accuracy']:.3f} (" in card

@@ -1,0 +1,41 @@
+"""What commands share that write pages: estimates as text, templates, command lines that begin with folders."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers import HfArgumentParser
+
+
+def show(estimate: dict[str, Any] | None, digits: int = 2) -> str:
+    """An estimate as text: value and 95 % interval, or the reason why there is none."""
+    if not estimate or estimate.get("value") is None:
+        return f"not defined: {(estimate or {}).get('reason', 'not measured')}"
+    value = f"{estimate['value']:.{digits}f}"
+    if estimate.get("low") is None:
+        return value
+    return f"{value} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
+
+
+def render(template: Path, **content: Any) -> str:
+    """A Markdown template filled in. It has `show` as the filter `estimate`."""
+    # A name that the template asks for and nobody gave is an error, not an empty place.
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["estimate"] = show
+    return environment.get_template(template.name).render(**content)
+
+
+def parse_folders_first(kind: type, folders: str) -> Any:
+    """The command line as `kind`; its folders may stand first, as one writes them, rather than after `folders`."""
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [folders, *arguments]
+    (parsed,) = HfArgumentParser(kind).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
+    return parsed
