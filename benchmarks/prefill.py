@@ -139,16 +139,26 @@ def measure_forward(anira: nn.Module, llama: nn.Module, input_ids: torch.Tensor,
 
 def measure_step(anira: nn.Module, llama: nn.Module, input_ids: torch.Tensor, repeats: int) -> list[dict[str, Any]]:
     """Tokens per second of both, forward and backward with labels and an AdamW step."""
-    runs = {name: make_step(model.train(), input_ids) for name, model in _pair(anira, llama)}
+    runs = {
+        name: make_step(model.train(), {"input_ids": input_ids, "labels": input_ids})
+        for name, model in _pair(anira, llama)
+    }
     return _against_llama(time_side_by_side(runs, "Llama", repeats, input_ids.device), input_ids.numel())
 
 
-def make_step(model: nn.Module, input_ids: torch.Tensor) -> Callable[[], None]:
-    """A training step as a function without arguments."""
+def make_step(
+    model: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32, compiled: bool = False
+) -> Callable[[], None]:
+    """A training step, under autocast to `dtype`, as a function without arguments."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    run = torch.compile(model) if compiled else model
+    device = inputs["input_ids"].device.type
 
     def step() -> None:
-        model(input_ids, labels=input_ids, use_cache=False).loss.backward()
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = run(**inputs, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

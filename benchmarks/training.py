@@ -9,7 +9,6 @@ A training step on a batch of a recipe, beside Llama with a layer for every laye
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
 
 from batches import StepBatches, StreamSource
-from prefill import matching_llama
+from prefill import make_step, matching_llama
 from recipe import read_recipe
 from timing import print_report, time_side_by_side
 from transformers import LlamaForCausalLM
@@ -74,23 +73,6 @@ def main() -> None:
     seconds = batch_seconds(batches)
     shares = [{"model": name, "share of a step": seconds / timing.seconds} for name, timing in timings.items()]
     print_report(f"making a batch: {1000 * seconds:.2f} ms", shares, device)
-
-
-def make_step(model: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype, compiled: bool) -> Callable[[], None]:
-    """A training step as a function without arguments."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    run = torch.compile(model) if compiled else model
-    device = inputs["input_ids"].device.type
-
-    def step() -> None:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            loss = run(**inputs, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def kept_bytes(model: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> int:

@@ -31,6 +31,11 @@ class Answer:
     verdict: Verdict
     depths: list[int] | None
 
+    @property
+    def answer_depths(self) -> list[int]:
+        """Depths at the positions from which the answer is predicted: position i predicts token i + 1."""
+        return [] if self.depths is None else self.depths[self.prompt_length - 1 : -1]
+
 
 def ask(
     model: Any,

@@ -1,7 +1,9 @@
-"""Text files that are whole or not there."""
+"""Text files that outlive a kill: written whole or not at all, and logs whose last line may be cut."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -9,3 +11,14 @@ def write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, of which there are none if it is not there; one that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

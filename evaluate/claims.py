@@ -32,7 +32,7 @@ def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
         "alignment": _alignment,
         "generalization": _generalization,
         "dynamics": _phases,
-        "timing": partial(_timing, metrics["decider"]),
+        "decision_timing": partial(_decision_timing, metrics["decider"]),
     }
     judged = []
     for part, claim in findings.items():
@@ -92,7 +92,7 @@ def _phases(name: str, found: dict[str, Any]) -> Claim:
     return Claim(finding, "turn near step 50,000", name, ours, holds)
 
 
-def _timing(decider: str, name: str, found: dict[str, Any]) -> Claim:
+def _decision_timing(decider: str, name: str, found: dict[str, Any]) -> Claim:
     """Holds by the sign of what is lost without the state, less what is lost without size and static features."""
     found, early = found["expected_depth"], decider == "early"
     finding = (

@@ -142,11 +142,11 @@ def draw_phases(runs: Sequence[Run]) -> Drawn:
     return figure, pd.concat([run.log.assign(run=run.name) for _, run in logged], ignore_index=True)
 
 
-def draw_timing(runs: Sequence[Run]) -> Drawn:
+def draw_decision_timing(runs: Sequence[Run]) -> Drawn:
     """Shares of the variance of expected depth: what each term explains alone, and what is lost without it."""
     rows = []
     for run in runs:
-        found = run.metrics["analyses"]["timing"].get("expected_depth", {})
+        found = run.metrics["analyses"]["decision_timing"].get("expected_depth", {})
         for term, shares in found.get("terms", {}).items():
             for kind in ("alone", "lost"):
                 rows.append({"run": run.name, "term": term, "kind": kind, **shares[kind]})
@@ -218,7 +218,7 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Run]], Drawn]]] = {
     "alignment": ("Depth against size and difficulty", draw_alignment),
     "generalization": ("Across the limit of training", draw_generalization),
     "phases": ("Depth and accuracy during training", draw_phases),
-    "timing": ("What depth is decided by", draw_timing),
+    "decision_timing": ("What depth is decided by", draw_decision_timing),
     "cost": ("Accuracy against compute", draw_cost),
 }
 

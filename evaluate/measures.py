@@ -1,6 +1,5 @@
 """The four analyses of a finished run, by the metrics' own functions."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from metrics.alignment.analysis import align
+from metrics.decision_timing.analysis import STATE, STATIC, explain_depth
 from metrics.dynamics.analysis import find_phases
 from metrics.generalization.analysis import beyond_training, by_size
-from metrics.timing.analysis import STATE, STATIC, explain_depth
+
+from datasets_scripts.files import read_json_lines
 
 Tables = dict[str, tuple[pd.DataFrame, pd.DataFrame]]
 
@@ -33,9 +34,9 @@ def measure(
 
     Args:
         tables: (token table, example table) by split.
-        given: The tables of the dataset's own answers: where answers are sampled, alignment and timing are measured on
-            these.
-        split: The one that alignment and timing are measured on.
+        given: The tables of the dataset's own answers: where answers are sampled, alignment and decision timing are
+            measured on these.
+        split: The one that both are measured on.
         limit: Largest size of training.
         log: log.jsonl of the training, if known.
     """
@@ -46,9 +47,7 @@ def measure(
         "alignment": _guard(lambda: measure_alignment(answers, examples, arguments)),
         "generalization": _guard(lambda: {"by_size": by_size(every), "beyond": beyond_training(every, limit)}),
         "dynamics": _guard(lambda: measure_dynamics(log)),
-        "timing": _guard(
-            lambda: {depth: measure_timing(answers, depth, arguments.resamples, arguments.seed) for depth in DEPTHS}
-        ),
+        "decision_timing": _guard(lambda: {depth: measure_timing(answers, depth, arguments) for depth in DEPTHS}),
     }
 
 
@@ -105,24 +104,22 @@ def measure_dynamics(log: Path | None) -> dict[str, Any]:
 
 
 def read_evaluations(log: Path) -> pd.DataFrame:
-    """`step`, `depth`, `depth_all`, `accuracy` of the validation split on the way. Lines cut by a kill are left out."""
-    kept = []
-    for text in log.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if line.get("kind") == "evaluation" and line.get("split") == "validation":
-            kept.append({name: line[name] for name in ("step", "depth", "depth_all", "accuracy")})
-    return pd.DataFrame(kept)
+    """`step`, `depth`, `depth_all`, `accuracy` of the validation split on the way."""
+    return pd.DataFrame(
+        [
+            {name: line[name] for name in ("step", "depth", "depth_all", "accuracy")}
+            for line in read_json_lines(log)
+            if line.get("kind") == "evaluation" and line.get("split") == "validation"
+        ]
+    )
 
 
-def measure_timing(answers: pd.DataFrame, depth: str, resamples: int, seed: int) -> dict[str, Any]:
+def measure_timing(answers: pd.DataFrame, depth: str, arguments: Any) -> dict[str, Any]:
     """The regression on the task's features."""
     features = [name for name in answers.columns if name.endswith((STATIC, STATE))]
     if not features:
         return {"r2": None, "terms": {}, "contrast": None, "reason": "the text has no features"}
-    return explain_depth(answers[["example", "size", depth, *features]], depth, resamples, seed)
+    return explain_depth(answers[["example", "size", depth, *features]], depth, arguments.resamples, arguments.seed)
 
 
 def _guard(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

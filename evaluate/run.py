@@ -46,6 +46,7 @@ from transformers import HfArgumentParser
 
 from datasets_scripts import Batch
 from datasets_scripts.files import write_whole
+from modeling_anira.generation import CONFIG_OPTIONS
 
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -145,8 +146,7 @@ class Evaluation:
 
     def _own_options(self) -> dict[str, Any]:
         """What the checkpoint's generation config says of its exits: forwards must be told, `generate` knows."""
-        names = ("min_depth", "max_depth", "exit_quantile", "exit_rule")
-        said = {name: getattr(self.model.generation_config, name, None) for name in names}
+        said = {name: getattr(self.model.generation_config, name, None) for name in CONFIG_OPTIONS}
         return {name: value for name, value in said.items() if value is not None}
 
     def _open_folder(self) -> None:

@@ -447,6 +447,9 @@ class AniraModel(AniraPreTrainedModel):
             output_exit_log_probs: Whether to return log q.
             readout_head: The LM head, for deciders that read the model's output.
 
+        Returns:
+            An [`AniraModelOutput`]; with `return_dict=False`, a tuple of its fields that are set.
+
         Raises:
             ValueError: Names the argument, its value and what is allowed.
         """
@@ -803,6 +806,12 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
             num_items_in_batch: Labels in all micro-batches of a step; losses are then sums over this.
             depth_record: Where `generate` collects depths.
             shift_labels (B, T): By keyword: labels shifted already, label i is predicted by token i.
+
+        Returns:
+            An [`AniraCausalLMOutput`]; with `return_dict=False`, a tuple of its fields that are set.
+
+        Raises:
+            ValueError: Names the argument, its value and what is allowed.
         """
         # Not in the signature: `Trainer` takes every argument there whose name has "label" for one that rows must have.
         shift_labels = kwargs.pop("shift_labels", None)

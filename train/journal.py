@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from datasets_scripts.files import write_whole
+from datasets_scripts.files import read_json_lines, write_whole
 
 
 class Journal:
@@ -18,7 +18,7 @@ class Journal:
         """Lines beyond `first_step` are dropped: a run that was stopped after its last checkpoint makes them again."""
         self.accelerator, self.path = accelerator, path
         if accelerator.is_main_process:
-            lines = [line for line in _read_lines(path) if line["step"] <= first_step]
+            lines = [line for line in read_json_lines(path) if line["step"] <= first_step]
             write_whole(path, "".join(f"{json.dumps(line)}\n" for line in lines))
         self.bar = tqdm(
             total=steps, initial=first_step, unit="step", file=sys.stderr, disable=not accelerator.is_main_process
@@ -46,16 +46,3 @@ class Journal:
 
     def close(self) -> None:
         self.bar.close()
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines

@@ -27,11 +27,11 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Log
 from batches import StepBatches, open_source
 from journal import Journal
 from optimizers import make_optimizers, make_scheduler
-from probe import probe
 from recipe import Recipe, RecipeError, read_recipe
 from saving import list_checkpoints, load_checkpoint, save_checkpoint
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
+from validation import validate
 
 from datasets_scripts import make_tokenizer
 from datasets_scripts.files import write_whole
@@ -63,7 +63,7 @@ class Diverged(RuntimeError):
     """A loss that is not a number, or out of bounds."""
 
 
-class Trainer:
+class Pretraining:
     """One run: model, optimiser, data and where it stands."""
 
     def __init__(self, recipe: Recipe, arguments: RunArguments) -> None:
@@ -262,7 +262,7 @@ class Trainer:
         if self.task.config.extrapolation_size > self.task.config.max_size:
             splits.append("extrapolation")
         for split in splits if self.recipe.eval_rows else []:
-            values = probe(self.accelerator, self.model, self.task, split, self.recipe.eval_rows)
+            values = validate(self.accelerator, self.model, self.task, split, self.recipe.eval_rows)
             self.journal.write("evaluation", self.step, {"split": split, "tokens": self.tokens, **values})
             self.journal.say(
                 f"step {self.step} {split}: accuracy {values['accuracy']:.3f}, depth {values['depth']:.2f} at answers, "
@@ -325,11 +325,11 @@ def main() -> None:
     if sys.argv.count("--set") > 1:
         sys.exit("pretrain.py: `--set` is given twice; put all settings behind one: --set steps=100 seed=1.")
     try:
-        trainer = Trainer(read_recipe(arguments.config, arguments.set), arguments)
+        pretraining = Pretraining(read_recipe(arguments.config, arguments.set), arguments)
         try:
-            trainer.run()
+            pretraining.run()
         finally:
-            trainer.journal.close()
+            pretraining.journal.close()
     except (RecipeError, Diverged) as error:
         sys.exit(f"pretrain.py: {error}")
     except OSError as error:

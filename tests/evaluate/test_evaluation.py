@@ -142,7 +142,7 @@ def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_
     tokens = pd.read_parquet(tmp_path / "out" / "test-given" / "tokens.parquet")
     examples = pd.read_parquet(tmp_path / "out" / "test-given" / "examples.parquet")
     assert tokens["constituent_level_static"].max() == 4
-    assert metrics["analyses"]["timing"]["exit_depth"]["r2"] is not None
+    assert metrics["analyses"]["decision_timing"]["exit_depth"]["r2"] is not None
     task = open_task(str(data), "lano-mini")
     model = AniraForCausalLM.from_pretrained(folder).eval()
     words = examples["text"][0].split()
@@ -188,7 +188,7 @@ def test_a_correlation_by_place_alone_is_seen_for_what_it_is():
                 "decider": "online",
                 "analyses": {
                     part: found if part == "alignment" else {"reason": ""}
-                    for part in ("alignment", "generalization", "dynamics", "timing")
+                    for part in ("alignment", "generalization", "dynamics", "decision_timing")
                 },
             },
         )[0].holds
@@ -207,7 +207,7 @@ def test_metrics_say_what_they_depend_on_and_have_no_nan(evaluated):
         assert metrics["rows"] == {"test": ROWS, "extrapolation": ROWS}
         assert metrics["flops"] < metrics["flops_full"]
         assert metrics["analyses"]["alignment"]["per_token"]["exit_depth"]["all"]["size"]["n"] > ROWS
-        assert set(metrics["analyses"]["timing"]["exit_depth"]["terms"]) >= {"size", "static", "state"}
+        assert set(metrics["analyses"]["decision_timing"]["exit_depth"]["terms"]) >= {"size", "static", "state"}
     assert read(evaluated / "online")["analyses"]["dynamics"]["phases"] == "rise, then fall"
     assert "no log.jsonl" in read(evaluated / "early")["analyses"]["dynamics"]["reason"]
 
@@ -393,7 +393,7 @@ def test_the_report_is_one_file_with_every_figure_and_its_table(evaluated, tmp_p
     assert text.count("<img") == 6
     assert text.count("data:image/png;base64,") == 6
     assert "http" not in re.sub(r"base64,[^\"]+", "", text)
-    for name in ("tokens", "alignment", "generalization", "phases", "timing", "cost"):
+    for name in ("tokens", "alignment", "generalization", "phases", "decision_timing", "cost"):
         assert (tmp_path / "figures" / f"brevo-mini-{name}.png").stat().st_size > 10_000
         assert len(pd.read_csv(tmp_path / "figures" / f"brevo-mini-{name}.csv"))
     assert text.index("The paper's findings") < text.index("<img")

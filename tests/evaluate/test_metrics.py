@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from metrics.alignment.analysis import align
+from metrics.decision_timing.analysis import explain_depth
 from metrics.dynamics.analysis import find_phases
 from metrics.generalization.analysis import beyond_training, by_size
-from metrics.timing.analysis import explain_depth
 
 SEED = 7
-METRICS = ("alignment", "generalization", "dynamics", "timing")
+METRICS = ("alignment", "generalization", "dynamics", "decision_timing")
 
 
 def made_tokens(examples=150, tokens=6, noise=1.0, effect=1.0, size_effect=1.0):

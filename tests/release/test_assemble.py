@@ -13,7 +13,7 @@ from repos import DATASET, ReleaseError, kind_of, list_files
 from safetensors.torch import load_file, save_file
 
 MODEL = f"anira-{NAME}"
-METRICS = ["alignment", "dynamics", "generalization", "timing"]
+METRICS = ["alignment", "decision_timing", "dynamics", "generalization"]
 
 
 def digest(folder):

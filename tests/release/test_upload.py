@@ -103,7 +103,7 @@ def test_a_stranger_loads_what_was_pushed_at_the_revision_it_names(hub, run, ass
     assert set(hub.repos) == {
         ("models", MODEL),
         ("datasets", f"{OWNER}/anira-tasks"),
-        *(("spaces", f"{OWNER}/{name}") for name in ("alignment", "dynamics", "generalization", "timing")),
+        *(("spaces", f"{OWNER}/{name}") for name in ("alignment", "dynamics", "generalization", "decision_timing")),
     }
     assert without_the_hubs(hub.tree("models", MODEL)) == files(releases[1] / f"anira-{NAME}")
     assert without_the_hubs(hub.tree("models", MODEL, "v1")) == files(assembled / f"anira-{NAME}")

@@ -54,7 +54,7 @@ def start(out, resume=False, **changes):
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        pretrain.Trainer(recipe(**changes), pretrain.RunArguments(config="", out=str(out), resume=resume)).run()
+        pretrain.Pretraining(recipe(**changes), pretrain.RunArguments(config="", out=str(out), resume=resume)).run()
         code = 0
     finally:
         os._exit(code)

@@ -10,7 +10,7 @@ from datasets_scripts import Task
 from datasets_scripts.answers import Answer, ask
 
 
-def probe(accelerator: Accelerator, model: Any, task: Task, split: str, rows: int) -> dict[str, Any]:
+def validate(accelerator: Accelerator, model: Any, task: Task, split: str, rows: int) -> dict[str, Any]:
     """Answers `rows` examples of `split`, shared out among processes.
 
     Returns:
@@ -34,13 +34,12 @@ def probe(accelerator: Accelerator, model: Any, task: Task, split: str, rows: in
 
 
 def _summarize(size: int, answer: Answer) -> dict[str, Any]:
-    """A row's size, verdict, and sums of depth. Position i predicts token i + 1, so the answer's begin at `<ans>`."""
+    """A row's size, verdict, and sums of depth."""
     depths = (answer.depths or [])[:-1]
-    at_answer = depths[answer.prompt_length - 1 :]
     return {
         "size": size,
         "correct": answer.verdict.correct,
-        "answer": (sum(at_answer), len(at_answer)),
+        "answer": (sum(answer.answer_depths), len(answer.answer_depths)),
         "all": (sum(depths), len(depths)),
     }
 

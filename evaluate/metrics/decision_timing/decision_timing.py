@@ -1,4 +1,4 @@
-"""`evaluate.load("evaluate/metrics/timing")`: what depth is decided by."""
+"""`evaluate.load("evaluate/metrics/decision_timing")`: what depth is decided by."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ Returns:
     and `coefficient`, with intervals; `left_out`; `reason` where nothing can be said.
 
 Example:
-    >>> metric = evaluate.load("evaluate/metrics/timing")
+    >>> metric = evaluate.load("evaluate/metrics/decision_timing")
     >>> frontier = [i % 5 for i in range(100)]
     >>> found = metric.compute(predictions=[2 * f for f in frontier], references=[3, 4] * 50,
     ...     examples=[i // 2 for i in range(100)], features={"frontier_state": frontier}, resamples=20)
@@ -33,7 +33,7 @@ Example:
 """
 
 
-class Timing(evaluate.Metric):
+class DecisionTiming(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
