@@ -31,10 +31,10 @@ class Answer:
     verdict: Verdict
     depths: list[int] | None
 
-    @property
-    def answer_depths(self) -> list[int]:
-        """Depths at the positions from which the answer is predicted: position i predicts token i + 1."""
-        return [] if self.depths is None else self.depths[self.prompt_length - 1 : -1]
+
+def depths_at_answer(depths: Sequence[int], prompt_length: int) -> Sequence[int]:
+    """Depths of the tokens from which the answer is predicted: token i predicts token i + 1; the last was not run."""
+    return depths[prompt_length - 1 : -1]
 
 
 def ask(

@@ -22,7 +22,7 @@ from rich.text import Text
 from transformers import HfArgumentParser
 
 from datasets_scripts import Task, Verdict, get_task
-from datasets_scripts.answers import sampling
+from datasets_scripts.answers import depths_at_answer, sampling
 from datasets_scripts.vocabulary import decode
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -72,9 +72,8 @@ class Answered:
     @property
     def mean_depths(self) -> tuple[float, float]:
         """Mean depth over the positions from which the answer was predicted, and over all that were run."""
-        run = [depth for depth in self.depths if depth]
-        answer = run[self.prompt_length - 1 :]
-        return sum(answer) / len(answer), sum(run) / len(run)
+        at_answer, run = depths_at_answer(self.depths, self.prompt_length), self.depths[:-1]
+        return sum(at_answer) / len(at_answer), sum(run) / len(run)
 
 
 def choose_prompt(arguments: ShowArguments, task: Task | None) -> str:

@@ -18,7 +18,8 @@ class Journal:
         """Lines beyond `first_step` are dropped: a run that was stopped after its last checkpoint makes them again."""
         self.accelerator, self.path = accelerator, path
         if accelerator.is_main_process:
-            lines = [line for line in read_json_lines(path) if line["step"] <= first_step]
+            known = read_json_lines(path) if path.exists() else []
+            lines = [line for line in known if line["step"] <= first_step]
             write_whole(path, "".join(f"{json.dumps(line)}\n" for line in lines))
         self.bar = tqdm(
             total=steps, initial=first_step, unit="step", file=sys.stderr, disable=not accelerator.is_main_process

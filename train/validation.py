@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from datasets_scripts import Task
-from datasets_scripts.answers import Answer, ask
+from datasets_scripts.answers import Answer, ask, depths_at_answer
 
 
 def validate(accelerator: Accelerator, model: Any, task: Task, split: str, rows: int) -> dict[str, Any]:
@@ -35,12 +35,13 @@ def validate(accelerator: Accelerator, model: Any, task: Task, split: str, rows:
 
 def _summarize(size: int, answer: Answer) -> dict[str, Any]:
     """A row's size, verdict, and sums of depth."""
-    depths = (answer.depths or [])[:-1]
+    depths = answer.depths or []
+    at_answer = depths_at_answer(depths, answer.prompt_length)
     return {
         "size": size,
         "correct": answer.verdict.correct,
-        "answer": (sum(answer.answer_depths), len(answer.answer_depths)),
-        "all": (sum(depths), len(depths)),
+        "answer": (sum(at_answer), len(at_answer)),
+        "all": (sum(depths[:-1]), len(depths[:-1])),
     }
 
 

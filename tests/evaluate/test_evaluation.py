@@ -212,6 +212,12 @@ def test_metrics_say_what_they_depend_on_and_have_no_nan(evaluated):
     assert "no log.jsonl" in read(evaluated / "early")["analyses"]["dynamics"]["reason"]
 
 
+def test_a_log_that_is_not_there_is_not_taken_for_one_without_evaluations(tmp_path):
+    """Once the reader of logs answered with no lines for a file that was missing, as a run that begins wants it."""
+    with pytest.raises(FileNotFoundError):
+        measures.measure_dynamics(tmp_path / "log.jsonl")
+
+
 def test_controls_are_at_equal_mean_depth(evaluated):
     metrics = read(evaluated / "online")
     rows = {row["depths"]: row for row in metrics["controls"]}
