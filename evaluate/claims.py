@@ -24,16 +24,21 @@ class Claim:
 
 
 def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
-    """All findings that a run speaks to. `name`: what tables call it."""
-    if metrics["decider"] not in ("early", "online"):
+    """All findings that a run speaks to: `fixed` to none, deciders that are not the paper's to all but the last.
+
+    `name`: what tables call the run.
+    """
+    decider = metrics["decider"]
+    if decider == "fixed":
         return []
     analyses = metrics["analyses"]
     findings: dict[str, Callable[[str, dict[str, Any]], Claim]] = {
         "alignment": _alignment,
         "generalization": _generalization,
         "dynamics": _phases,
-        "decision_timing": partial(_decision_timing, metrics["decider"]),
     }
+    if decider in ("early", "online"):
+        findings["decision_timing"] = partial(_decision_timing, decider)
     judged = []
     for part, claim in findings.items():
         own = analyses[part]

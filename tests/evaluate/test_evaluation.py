@@ -196,6 +196,15 @@ def test_a_correlation_by_place_alone_is_seen_for_what_it_is():
     )
 
 
+@pytest.mark.parametrize(("decider", "findings"), [("fixed", 0), ("online", 4), ("of-my-own", 3)])
+def test_own_deciders_are_judged_by_all_that_does_not_ask_when_they_decide(decider, findings):
+    """Once a decider that was not early or online had an empty table, without a word."""
+    parts = ("alignment", "generalization", "dynamics", "decision_timing")
+    judged = claims.judge("it", {"decider": decider, "analyses": {part: {"reason": "why"} for part in parts}})
+    assert [claim.finding for claim in judged] == list(parts[:findings])
+    assert all(claim.ours == "not measured: why" and claim.holds == "unknown" for claim in judged)
+
+
 def test_metrics_say_what_they_depend_on_and_have_no_nan(evaluated):
     for decider in ("early", "online"):
         text = (evaluated / decider / "metrics.json").read_text()
