@@ -2,9 +2,10 @@
 
     <bos> 1 2 2 <ans> 3 1 1 2 3 1 <eos>
 
-The prompt is the first third of a sentence, the answer any continuation that makes it a sentence of the grammar. Which
-words can follow is what the grammar says, so the exact distribution of the next word, and its entropy, are known at
-every position. From Allen-Zhu (arXiv 2512.17351).
+The prompt is a sentence's first words, the answer any continuation that makes it a sentence of the grammar. Which words
+can follow is what the grammar says, so the exact distribution of the next word, and its entropy, are known at every
+position. From Allen-Zhu (arXiv 2512.17351). Chosen here: all prompts of a grammar have as many words, a third of those of
+its shortest sentence, since a place of `<ans>` that moves with the sentence's length would tell it.
 
 `<ans>` is no word of the grammar: a label at it, and at the word before it, is about the grammar's next word.
 """
@@ -85,7 +86,8 @@ class Lano(Task):
         rows = np.empty((3, len(indices)), np.int32)
         instance = np.empty(len(indices), np.uint64)
         start = stream_key("lano")
-        total = _draw(key, sizes, part, grammar.tables, indices, start, tokens, level, rows, instance)
+        shown = max(1, grammar.shortest // 3)
+        total = _draw(key, sizes, part, shown, grammar.tables, indices, start, tokens, level, rows, instance)
         if total < 0:
             refuse_empty(self, sizes, part)
         offsets = np.concatenate([[0], np.cumsum(rows[0], dtype=np.int64)])
@@ -166,6 +168,7 @@ def _draw(
     key: np.uint64,
     sizes: tuple[int, int],
     part: tuple[int, int],
+    shown: int,
     tables: Tables,
     indices: np.ndarray,
     start: np.uint64,
@@ -174,7 +177,10 @@ def _draw(
     rows: np.ndarray,
     instance: np.ndarray,
 ) -> int:
-    """Fills `tokens`, `level`, `rows` (length, answer_start, size) and `instance`; the number of tokens, or -1."""
+    """Fills `tokens`, `level`, `rows` (length, answer_start, size) and `instance`; the number of tokens, or -1.
+
+    `shown`: words of the prompt.
+    """
     state = np.empty(1, np.uint64)
     sentence = np.empty(len(tokens) // (len(indices) + 1), np.int64)
     ended = np.empty(len(sentence), np.int64)
@@ -194,7 +200,6 @@ def _draw(
                 break
         if not accepted:
             return -1
-        shown = max(1, size // 3)
         rows[0, row], rows[1, row], rows[2, row], instance[row] = size + 3, shown + 2, size, code
         tokens[total] = BOS
         for position in range(size):
