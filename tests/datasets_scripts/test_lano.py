@@ -128,7 +128,7 @@ def test_sentences_follow_the_grammar():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_where_the_answer_begins_does_not_tell_how_long_the_sentence_is(preset):
-    """The prompt was a third of its sentence, and a model had a lower loss than the grammar itself: it knew the length."""
+    """The prompt was a third of its sentence, and a model had a lower loss than the grammar: it knew the length."""
     batch = Lano(PRESETS[preset]).generate("validation", range(50))
     assert len(set(batch.size.tolist())) > 5
     assert set(batch.answer_start.tolist()) == {PRESETS[preset].grammar.shortest // 3 + 2}
