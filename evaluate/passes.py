@@ -66,7 +66,8 @@ def run_given(
     """The same tables for the dataset's own answers, given to the model.
 
     The example table also has mean `nll`, `hit` (each token of the answer was the likeliest) and, where the task knows
-    the exact distribution, `kl`, the mean KL from it to the model's over the answer, in nats. All count as correct.
+    the exact distribution, over the answer and in nats the mean `kl` from it to the model's, and its own `exact_nll`: a
+    model whose `nll` is lower knows more than the words say. All count as correct.
     """
     tokens, examples = _tabulate(model, task, batch, depths, first, batch_size)
     return tokens.assign(correct=True), examples.assign(correct=True, reason="")
@@ -84,7 +85,8 @@ def _tabulate(
         here = slice(batch.offsets[row], batch.offsets[row] + length)
         at_answer = np.arange(length) >= batch.answer_start[row] - 1
         words = [WORDS[token] for token in batch.tokens[batch.offsets[row] : batch.offsets[row + 1]]]
-        kl = own.pop("kl", None)
+        exact = [name for name in ("kl", "exact_nll") if name in own]
+        against_exact = {name: float(own.pop(name)[at_answer].mean()) for name in exact}
         tokens.append(
             pd.DataFrame(
                 {
@@ -112,7 +114,7 @@ def _tabulate(
                 "num_tokens": length,
                 "nll": float(own["nll"][at_answer].mean()),
                 "hit": bool(own["hit"][at_answer].all()),
-                **({} if kl is None else {"kl": float(kl[at_answer].mean())}),
+                **against_exact,
                 "flops": _cost(model, spent),
                 "flops_full": _cost(model, np.full(length, model.config.max_depth)),
             }
@@ -167,16 +169,25 @@ def _measure_together(
         {name: values[place, : length - 1] for name, values in arrays.items()} for place, length in enumerate(lengths)
     ]
     for place, row in enumerate(rows):
-        exact = task.exact_distribution(batch.tokens[batch.offsets[row] : batch.offsets[row + 1] - 1])
+        text = batch.tokens[batch.offsets[row] : batch.offsets[row + 1]]
+        exact = task.exact_distribution(text[:-1])
         if exact is not None:
-            found[place]["kl"] = _divergence(*exact, log_p[place, : lengths[place] - 1].cpu().numpy())
+            own_log_p = log_p[place, : lengths[place] - 1].cpu().numpy()
+            found[place] |= _compare_with_exact(*exact, own_log_p, text[1:])
     return found
 
 
-def _divergence(outcomes: list[int], exact: np.ndarray, log_p: np.ndarray) -> np.ndarray:
-    """KL(exact || model) in nats at every position: exact (n, outcomes), the model's log p (n, V) -> (n,)."""
+def _compare_with_exact(
+    outcomes: list[int], exact: np.ndarray, log_p: np.ndarray, targets: np.ndarray
+) -> dict[str, np.ndarray]:
+    """At every position, in nats: `kl`, KL(exact || model), and `exact_nll`, -log exact(target).
+
+    Shapes: exact (n, outcomes), the model's log p (n, V), targets (n,) -> (n,) each. `exact_nll` is 0 at `<ans>`, which
+    is no outcome.
+    """
     logs = np.log(exact, out=np.zeros_like(exact), where=exact > 0)
-    return (exact * (logs - log_p[:, outcomes])).sum(axis=1)
+    given = targets[:, None] == np.asarray(outcomes)
+    return {"kl": (exact * (logs - log_p[:, outcomes])).sum(axis=1), "exact_nll": -(given * logs).sum(axis=1)}
 
 
 def _cost(model: Any, exit_depths: np.ndarray) -> int:

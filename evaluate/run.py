@@ -48,6 +48,8 @@ from datasets_scripts import Batch
 from datasets_scripts.files import write_whole
 from modeling_anira.generation import CONFIG_OPTIONS
 
+# What is measured on given answers, if the task has it.
+GIVEN = ("nll", "hit", "kl", "exact_nll")
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -129,7 +131,7 @@ class Evaluation:
                 "depth_histogram": histogram(tokens),
                 "flops": int(examples["flops"].sum()),
                 "flops_full": int(examples["flops_full"].sum()),
-                "given": {name: mean_of(given[1][name]) for name in ("nll", "hit", "kl") if name in given[1]},
+                "given": {name: mean_of(given[1][name]) for name in GIVEN if name in given[1]},
                 "analyses": measure(
                     tables, given if self.task.sampled else None, main_split, self.task.config.max_size, log, arguments
                 ),

@@ -152,6 +152,11 @@ def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_
         log_p = model(ids[:, :-1]).logits[0].log_softmax(-1)[:, outcomes].numpy()
     kl = np.where(exact > 0, exact * (np.log(np.maximum(exact, 1e-30)) - log_p), 0).sum(1)
     assert examples["kl"][0] == pytest.approx(kl[words.index("<ans>") :].mean(), abs=1e-5)
+    chosen = [outcomes.index(token) for token in ids[0, words.index("<ans>") + 1 :].tolist()]
+    exact_nll = -np.log(exact[np.arange(len(words) - 1 - len(chosen), len(words) - 1), chosen]).mean()
+    assert examples["exact_nll"][0] == pytest.approx(exact_nll, abs=1e-6)
+    # No model can be better than the true distribution by more than chance, unless the text tells more than its words.
+    assert metrics["given"]["nll"]["high"] > metrics["given"]["exact_nll"]["value"]
     written = pd.read_parquet(tmp_path / "out" / "test" / "examples.parquet")
     assert all(
         row["size"] == sum(word not in ("<bos>", "<ans>", "<eos>") for word in row["text"].split())
