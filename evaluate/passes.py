@@ -86,7 +86,7 @@ def _tabulate(
         at_answer = np.arange(length) >= batch.answer_start[row] - 1
         words = [WORDS[token] for token in batch.tokens[batch.offsets[row] : batch.offsets[row + 1]]]
         exact = [name for name in ("kl", "exact_nll") if name in own]
-        against_exact = {name: float(own.pop(name)[at_answer].mean()) for name in exact}
+        against_exact: dict[str, float] = {name: float(own.pop(name)[at_answer].mean()) for name in exact}
         tokens.append(
             pd.DataFrame(
                 {
