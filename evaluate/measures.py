@@ -57,7 +57,8 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
     Per example, depth is the mean over the answer (`per_example`); over all but the position that predicts its end
     (`but_end`), which is easy and weighs the more the shorter the answer is; or that at `<ans>` alone (`first`).
     `same_place` is `per_example` with each position's depth swapped for that of another example at the same place:
-    what is left there is due to the length of answers, not to what they hold.
+    what is left there is due to the length of answers, not to what they hold. `features` is per token as well, of the
+    allocated depth with each feature of the task, such as the level of the constituent that ends there.
     """
     place = answers.groupby("example").cumcount()
     to_end = answers.groupby("example").cumcount(ascending=False)
@@ -73,6 +74,10 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
         table = rows.groupby("example")[list(DEPTHS)].mean().join(facts).reset_index()
         found[unit] = _align_all(table, arguments)
     found["per_token"] = _align_all(answers.assign(difficulty=answers["token_difficulty"]), arguments)
+    features = tuple(_features(answers))
+    found["features"] = {
+        "exit_depth": align(answers, "exit_depth", features, resamples=arguments.resamples, seed=arguments.seed)
+    }
     return found
 
 
@@ -116,10 +121,14 @@ def read_evaluations(log: Path) -> pd.DataFrame:
 
 def measure_timing(answers: pd.DataFrame, depth: str, arguments: Any) -> dict[str, Any]:
     """The regression on the task's features."""
-    features = [name for name in answers.columns if name.endswith((STATIC, STATE))]
+    features = _features(answers)
     if not features:
         return {"r2": None, "terms": {}, "contrast": None, "reason": "the text has no features"}
     return explain_depth(answers[["example", "size", depth, *features]], depth, arguments.resamples, arguments.seed)
+
+
+def _features(table: pd.DataFrame) -> list[str]:
+    return [str(name) for name in table.columns if str(name).endswith((STATIC, STATE))]
 
 
 def _guard(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

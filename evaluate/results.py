@@ -64,14 +64,16 @@ def _configs(metrics: Metrics) -> list[str]:
 def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str, Any]:
     """What the page says of one task."""
     runs = {name: own for name, own in metrics.items() if own["config"] == config}
+    adaptive = {name: own for name, own in runs.items() if own["decider"] != "fixed"}
     limit = next(iter(runs.values()))["size_limit"]
     return {
         "config": config,
         "runs": runs,
+        "adaptive": {name: own for name, own in adaptive.items() if "features" in own["analyses"]["alignment"]},
         "has_exact_distribution": all("kl" in own["given"] for own in runs.values()),
         "comparisons": _compare(config, runs),
         "claims": [claim for name, own in runs.items() for claim in judge(name, own)],
-        "controls": [(name, row) for name, own in runs.items() if own["decider"] != "fixed" for row in own["controls"]],
+        "controls": [(name, row) for name, own in adaptive.items() for row in own["controls"]],
         "sizes": (limit, -(-3 * limit // 2), 2 * limit),
         "by_size": {name: _by_size(own) for name, own in runs.items()},
         "figures": [

@@ -20,6 +20,7 @@ from cases import task_model
 from controls import matched_random, matched_stability, oracle, with_stability
 from examples import EvaluationError, load_examples, open_task
 from passes import Depths, run_examples, run_given
+from scipy import stats
 
 from datasets_scripts import build, make_tokenizer
 from datasets_scripts.vocabulary import EOS, WORDS
@@ -143,6 +144,10 @@ def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_
     examples = pd.read_parquet(tmp_path / "out" / "test-given" / "examples.parquet")
     assert tokens["constituent_level_static"].max() == 4
     assert metrics["analyses"]["decision_timing"]["exit_depth"]["r2"] is not None
+    answers = tokens[tokens["is_answer"]]
+    wanted = stats.spearmanr(answers["exit_depth"], answers["constituent_level_static"]).statistic
+    found = metrics["analyses"]["alignment"]["features"]["exit_depth"]["correct"]["constituent_level_static"]
+    assert found["value"] == pytest.approx(wanted)
     task = open_task(str(data), "lano-mini")
     model = AniraForCausalLM.from_pretrained(folder).eval()
     words = examples["text"][0].split()
