@@ -33,7 +33,8 @@ def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
         return []
     analyses = metrics["analyses"]
     findings: dict[str, Callable[[str, dict[str, Any]], Claim]] = {
-        "alignment": _alignment,
+        # A task that knows the exact distribution (LANO) has a difficulty for each token, and none for the whole.
+        "alignment": _token_alignment if "kl" in metrics["given"] else _alignment,
         "generalization": _generalization,
         "dynamics": _phases,
     }
@@ -50,18 +51,31 @@ def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
 
 
 def _alignment(name: str, found: dict[str, Any]) -> Claim:
-    """Holds if the correlation is as high as the paper's, and higher than what the place in the answer alone gives."""
-    value, by_place = (found[unit]["exit_depth"]["correct"]["size"] for unit in ("per_example", "same_place"))
-    but_end = found["but_end"]["exit_depth"]["correct"]["size"]
+    value, by_place, but_end = (
+        found[unit]["exit_depth"]["correct"]["size"] for unit in ("per_example", "same_place", "but_end")
+    )
     ours = f"{show(value)}; by place alone {show(by_place)}; without the answer's end {show(but_end)}"
-    if value["value"] is None or value["low"] is None or value["low"] <= 0 <= value["high"]:
-        holds = "unknown"
-    elif value["high"] < 0:
-        holds = "no"
-    else:
-        beats_place = by_place["high"] is None or value["low"] > by_place["high"]
-        holds = "yes" if value["value"] >= _ALIGNMENT[0] and beats_place else "partly"
+    holds = _judge_alignment(value, by_place)
     return Claim("Depth follows size (Spearman, correct items)", "0.6 to 0.7; about 0.66 on MANO", name, ours, holds)
+
+
+def _token_alignment(name: str, found: dict[str, Any]) -> Claim:
+    value, by_place = (
+        found[unit]["exit_depth"]["correct"]["difficulty"] for unit in ("per_token", "per_token_same_place")
+    )
+    ours = f"{show(value)}; by place alone {show(by_place)}"
+    holds = _judge_alignment(value, by_place)
+    return Claim("Depth follows the difficulty of each token (Spearman)", "0.6 to 0.7", name, ours, holds)
+
+
+def _judge_alignment(value: dict[str, Any], by_place: dict[str, Any]) -> str:
+    """Holds if the correlation is as high as the paper's, and higher than what the place in the answer alone gives."""
+    if value["value"] is None or value["low"] is None or value["low"] <= 0 <= value["high"]:
+        return "unknown"
+    if value["high"] < 0:
+        return "no"
+    beats_place = by_place["high"] is None or value["low"] > by_place["high"]
+    return "yes" if value["value"] >= _ALIGNMENT[0] and beats_place else "partly"
 
 
 def _generalization(name: str, found: dict[str, Any]) -> Claim:

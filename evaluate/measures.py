@@ -57,16 +57,18 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
     Per example, depth is the mean over the answer (`per_example`); over all but the position that predicts its end
     (`but_end`), which is easy and weighs the more the shorter the answer is; or that at `<ans>` alone (`first`).
     `same_place` is `per_example` with each position's depth swapped for that of another example at the same place:
-    what is left there is due to the length of answers, not to what they hold. `features` is per token as well, of the
-    allocated depth with each feature of the task, such as the level of the constituent that ends there.
+    what is left there is due to the length of answers, not to what they hold. `per_token` is with the difficulty of
+    each token, `per_token_same_place` its control; `features`, per token as well, with each feature of the task, such
+    as the level of the constituent that ends there. The last two are of the allocated depth alone.
     """
     place = answers.groupby("example").cumcount()
     to_end = answers.groupby("example").cumcount(ascending=False)
+    swapped = _swap_alike(answers, place, to_end, arguments.seed)
     units = {
         "per_example": answers,
         "but_end": answers[(to_end > 0) | (place == 0)],
         "first": answers[place == 0],
-        "same_place": _swap_alike(answers, place, to_end, arguments.seed),
+        "same_place": swapped,
     }
     facts = examples.set_index("example")[["size", "difficulty", "correct"]]
     found = {}
@@ -74,15 +76,20 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
         table = rows.groupby("example")[list(DEPTHS)].mean().join(facts).reset_index()
         found[unit] = _align_all(table, arguments)
     found["per_token"] = _align_all(answers.assign(difficulty=answers["token_difficulty"]), arguments)
-    features = tuple(_features(answers))
-    found["features"] = {
-        "exit_depth": align(answers, "exit_depth", features, resamples=arguments.resamples, seed=arguments.seed)
-    }
+    found["per_token_same_place"] = _align_allocated(
+        swapped.assign(difficulty=answers["token_difficulty"]), ("difficulty",), arguments
+    )
+    found["features"] = _align_allocated(answers, tuple(_features(answers)), arguments)
     return found
 
 
 def _align_all(table: pd.DataFrame, arguments: Any) -> dict[str, Any]:
     return {depth: align(table, depth, resamples=arguments.resamples, seed=arguments.seed) for depth in DEPTHS}
+
+
+def _align_allocated(table: pd.DataFrame, against: tuple[str, ...], arguments: Any) -> dict[str, Any]:
+    depth = DEPTHS[0]
+    return {depth: align(table, depth, against, resamples=arguments.resamples, seed=arguments.seed)}
 
 
 def _swap_alike(answers: pd.DataFrame, place: pd.Series, to_end: pd.Series, seed: int) -> pd.DataFrame:

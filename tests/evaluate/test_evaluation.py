@@ -148,6 +148,8 @@ def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_
     wanted = stats.spearmanr(answers["exit_depth"], answers["constituent_level_static"]).statistic
     found = metrics["analyses"]["alignment"]["features"]["exit_depth"]["correct"]["constituent_level_static"]
     assert found["value"] == pytest.approx(wanted)
+    # The whole sentence has no difficulty of its own here, and its length is none.
+    assert claims.judge("it", metrics)[0].finding == "Depth follows the difficulty of each token (Spearman)"
     task = open_task(str(data), "lano-mini")
     model = AniraForCausalLM.from_pretrained(folder).eval()
     words = examples["text"][0].split()
@@ -196,6 +198,7 @@ def test_a_correlation_by_place_alone_is_seen_for_what_it_is():
             "it",
             {
                 "decider": "online",
+                "given": {},
                 "analyses": {
                     part: found if part == "alignment" else {"reason": ""}
                     for part in ("alignment", "generalization", "dynamics", "decision_timing")
@@ -210,7 +213,8 @@ def test_a_correlation_by_place_alone_is_seen_for_what_it_is():
 def test_own_deciders_are_judged_by_all_that_does_not_ask_when_they_decide(decider, findings):
     """Once a decider that was not early or online had an empty table, without a word."""
     parts = ("alignment", "generalization", "dynamics", "decision_timing")
-    judged = claims.judge("it", {"decider": decider, "analyses": {part: {"reason": "why"} for part in parts}})
+    analyses = {part: {"reason": "why"} for part in parts}
+    judged = claims.judge("it", {"decider": decider, "given": {}, "analyses": analyses})
     assert [claim.finding for claim in judged] == list(parts[:findings])
     assert all(claim.ours == "not measured: why" and claim.holds == "unknown" for claim in judged)
 
