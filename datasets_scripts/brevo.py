@@ -108,7 +108,7 @@ def _words(max_size: int) -> BrevoConfig:
 
 
 PRESETS = {
-    "mini": _numbers(7),
+    "mini": _numbers(8),
     "paper": _numbers(110),
     "paper-90": _numbers(90),
     "paper-70": _numbers(70),
