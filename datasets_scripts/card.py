@@ -130,11 +130,16 @@ def _name_type(feature: Any) -> str:
     return f"list of {feature.feature.dtype}" if hasattr(feature, "feature") else feature.dtype
 
 
+def describe(task: Task) -> str:
+    """What the task asks for, with an example: the text at the head of its module."""
+    return sys.modules[type(task).__module__].__doc__ or ""
+
+
 def _describe_task(task: Task) -> str:
     """A section with what the columns mean for this task, and an example with its labels under its words."""
     lines = [
         f"\n## {task.name}\n",
-        f"{sys.modules[type(task).__module__].__doc__ or ''}\n",
+        f"{describe(task)}\n",
         f"* `size`: {task.size_meaning}.",
         f"* `difficulty`: {task.difficulty_meaning}.",
         f"* `token_difficulty`: {task.token_difficulty_meaning}.",

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from repos import DATASET, NOBODY, ReleaseError
 
 from datasets_scripts import Task, get_task
-from datasets_scripts.card import find_readable
+from datasets_scripts.card import describe, find_readable
 from datasets_scripts.files import write_whole
 from datasets_scripts.vocabulary import decode
 
@@ -101,7 +101,9 @@ def make_card(checkpoint: Checkpoint, owner: str) -> str:
     task = get_task(checkpoint.recipe["task"], **checkpoint.recipe["task_settings"])
     text = render(
         ROOT / "release" / "card.md.jinja",
-        repo=f"{owner}/{checkpoint.repo}",
+        # A card that belongs to no account is read in a clone, where the checkpoint is a folder.
+        in_clone=owner == NOBODY,
+        repo=f"checkpoints/{checkpoint.name}" if owner == NOBODY else f"{owner}/{checkpoint.repo}",
         dataset=f"{owner}/{DATASET}",
         paper=PAPER,
         checkpoint=checkpoint,
@@ -111,6 +113,7 @@ def make_card(checkpoint: Checkpoint, owner: str) -> str:
         metrics=checkpoint.metrics,
         analyses=checkpoint.metrics["analyses"],
         task=task,
+        description=describe(task).strip(),
         example=_find_example(task),
     )
     return f"---\n{_make_header(checkpoint, owner).to_yaml()}\n---\n{text}"

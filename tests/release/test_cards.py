@@ -17,6 +17,9 @@ from conftest import NAME, OWNER
 from pages import show
 from repos import NOBODY, ReleaseError
 
+from datasets_scripts import get_task
+from datasets_scripts.card import describe
+
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e-?\d+)?")
 
@@ -51,6 +54,7 @@ def numbers_of_prose(text):
 def numbers_of_sources(checkpoint):
     metrics = checkpoint.metrics
     sources = [*leaves(dataclasses.asdict(checkpoint)), metrics["flops"] / metrics["flops_full"], cards.PAPER]
+    sources.append(describe(get_task(checkpoint.recipe["task"])))
     return {form for value in sources for form in forms(value)}
 
 
@@ -95,7 +99,7 @@ def test_the_card_says_what_was_measured(checkpoint):
     for row in metrics["analyses"]["generalization"]["by_size"]:
         mark = ", beyond training" if row["size"] > metrics["size_limit"] else ""
         assert f"| {row['size']}{mark} | {row['n']} | {row['accuracy']:.3f} (" in card
-    assert f"has reached {found.generation['exit_quantile']}" in card
+    assert f"distribution has reached {found.generation['exit_quantile']}" in card
 
 
 def test_the_hub_reads_the_header(checkpoint):
@@ -121,10 +125,11 @@ def test_cards_of_other_models_where_little_was_measured(checkpoint, task, decid
     found.metrics["controls"] = []
     found.metrics["analyses"] = {name: {"reason": "it failed"} for name in found.metrics["analyses"]}
     card = cards.make_card(found, OWNER)
-    assert "Not measured: it failed." in card
+    assert ("Not measured: it failed." in card) == (decider != "fixed")
+    assert ("there is nothing to correlate" in card) == (decider == "fixed")
     assert "what happens beyond was not measured" in card
     assert f"do_sample={task == 'lano-mini'}" in card
-    assert ("exits by the rule" in card) == (decider == "early")
+    assert ("exits by the rule" in card) == (decider != "fixed")
     assert "\n\n\n" not in card
 
 
@@ -171,3 +176,12 @@ def test_cards_in_this_clone_are_what_their_sources_give(folder):
     assert (folder / "README.md").read_text() == cards.make_card(found, NOBODY)
     assert {path.name for path in folder.iterdir()} == {*cards.FILES, "README.md"}
     assert found.metrics["rows"]["test"] >= 4000
+
+
+def test_the_card_of_a_checkpoint_in_this_clone_runs_in_it():
+    """It asked for a repo of an account that does not exist."""
+    card = (ROOT / "checkpoints" / "brevo-mini-online" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("answer: ")
