@@ -52,8 +52,8 @@ def make_page(metrics: Metrics, figures: set[str]) -> str:
 
 
 def make_table(metrics: Metrics) -> str:
-    """The table of the README: one line a task and decider, seed 0."""
-    names = [f"{config}-{decider}" for config in _configs(metrics) for decider in DECIDERS]
+    """The table of the README: one line a task and decider, seed 0, and `fixed` trained at a third of D."""
+    names = [f"{config}-{kind}" for config in _configs(metrics) for kind in (*DECIDERS, "fixed-third")]
     return render(_HERE / "results_table.md.jinja", rows=[(name, metrics[name]) for name in names if name in metrics])
 
 
