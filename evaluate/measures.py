@@ -74,22 +74,22 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
     found = {}
     for unit, rows in units.items():
         table = rows.groupby("example")[list(DEPTHS)].mean().join(facts).reset_index()
-        found[unit] = _align_all(table, arguments)
-    found["per_token"] = _align_all(answers.assign(difficulty=answers["token_difficulty"]), arguments)
-    found["per_token_same_place"] = _align_allocated(
-        swapped.assign(difficulty=answers["token_difficulty"]), ("difficulty",), arguments
-    )
-    found["features"] = _align_allocated(answers, tuple(_features(answers)), arguments)
+        found[unit] = _align(table, arguments)
+    token_by_token, control = (table.assign(difficulty=answers["token_difficulty"]) for table in (answers, swapped))
+    allocated = DEPTHS[:1]
+    found["per_token"] = _align(token_by_token, arguments)
+    found["per_token_same_place"] = _align(control, arguments, allocated, ("difficulty",))
+    found["features"] = _align(answers, arguments, allocated, tuple(_features(answers)))
     return found
 
 
-def _align_all(table: pd.DataFrame, arguments: Any) -> dict[str, Any]:
-    return {depth: align(table, depth, resamples=arguments.resamples, seed=arguments.seed) for depth in DEPTHS}
-
-
-def _align_allocated(table: pd.DataFrame, against: tuple[str, ...], arguments: Any) -> dict[str, Any]:
-    depth = DEPTHS[0]
-    return {depth: align(table, depth, against, resamples=arguments.resamples, seed=arguments.seed)}
+def _align(
+    table: pd.DataFrame,
+    arguments: Any,
+    depths: tuple[str, ...] = DEPTHS,
+    against: tuple[str, ...] = ("size", "difficulty"),
+) -> dict[str, Any]:
+    return {depth: align(table, depth, against, resamples=arguments.resamples, seed=arguments.seed) for depth in depths}
 
 
 def _swap_alike(answers: pd.DataFrame, place: pd.Series, to_end: pd.Series, seed: int) -> pd.DataFrame:

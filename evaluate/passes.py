@@ -13,6 +13,9 @@ from datasets_scripts import Batch, Task
 from datasets_scripts.answers import ask
 from datasets_scripts.vocabulary import PAD, WORDS
 
+# Columns that a task with an exact distribution adds, as `_compare_with_exact` makes them.
+AGAINST_EXACT = ("kl", "exact_nll")
+
 
 @dataclass(frozen=True)
 class Depths:
@@ -85,8 +88,8 @@ def _tabulate(
         here = slice(batch.offsets[row], batch.offsets[row] + length)
         at_answer = np.arange(length) >= batch.answer_start[row] - 1
         words = [WORDS[token] for token in batch.tokens[batch.offsets[row] : batch.offsets[row + 1]]]
-        exact = [name for name in ("kl", "exact_nll") if name in own]
-        against_exact: dict[str, float] = {name: float(own.pop(name)[at_answer].mean()) for name in exact}
+        measured = [name for name in AGAINST_EXACT if name in own]
+        against_exact: dict[str, float] = {name: float(own.pop(name)[at_answer].mean()) for name in measured}
         tokens.append(
             pd.DataFrame(
                 {

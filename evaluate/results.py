@@ -54,7 +54,13 @@ def make_page(metrics: Metrics, figures: set[str]) -> str:
 def make_table(metrics: Metrics) -> str:
     """The table of the README: one line a task and decider, seed 0, and `fixed` trained at a third of D."""
     names = [f"{config}-{kind}" for config in _configs(metrics) for kind in (*DECIDERS, "fixed-third")]
-    return render(_HERE / "results_table.md.jinja", rows=[(name, metrics[name]) for name in names if name in metrics])
+    rows = [(name, metrics[name], _control_accuracies(metrics[name])) for name in names if name in metrics]
+    return render(_HERE / "results_table.md.jinja", rows=rows)
+
+
+def _control_accuracies(own: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy by kind of control; nothing if none was run."""
+    return {row["depths"]: row["accuracy"] for row in own["controls"]}
 
 
 def _configs(metrics: Metrics) -> list[str]:
@@ -69,7 +75,7 @@ def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str,
     return {
         "config": config,
         "runs": runs,
-        "adaptive": {name: own for name, own in adaptive.items() if "features" in own["analyses"]["alignment"]},
+        "aligned": {name: own for name, own in adaptive.items() if "features" in own["analyses"]["alignment"]},
         "has_exact_distribution": all("kl" in own["given"] for own in runs.values()),
         "comparisons": _compare(config, runs),
         "claims": [claim for name, own in runs.items() for claim in judge(name, own)],

@@ -39,7 +39,7 @@ from controls import (
 from examples import EvaluationError, load_examples, open_task, take
 from loading import check_tokenizer, load_model
 from measures import measure
-from passes import Depths, run_examples, run_given
+from passes import AGAINST_EXACT, Depths, run_examples, run_given
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from transformers import HfArgumentParser
@@ -49,7 +49,7 @@ from datasets_scripts.files import write_whole
 from modeling_anira.generation import CONFIG_OPTIONS
 
 # What is measured on given answers, if the task has it.
-GIVEN = ("nll", "hit", "kl", "exact_nll")
+GIVEN = ("nll", "hit", *AGAINST_EXACT)
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
 

@@ -173,7 +173,9 @@ def test_an_evaluation_of_another_model_is_refused(checkpoint, tmp_path):
 @pytest.mark.parametrize("folder", sorted((ROOT / "checkpoints").glob("*/")), ids=lambda folder: folder.name)
 def test_cards_in_this_clone_are_what_their_sources_give(folder):
     found = cards.read_checkpoint(folder)
-    assert (folder / "README.md").read_text() == cards.make_card(found, NOBODY)
+    card = (folder / "README.md").read_text()
+    assert card == cards.make_card(found, NOBODY)
+    assert "\n\n\n" not in card
     assert {path.name for path in folder.iterdir()} == {*cards.FILES, "README.md"}
     assert found.metrics["rows"]["test"] >= 4000
 
