@@ -4,11 +4,12 @@
         --output_dir build/runs/brevo-from-mano --max_steps 500 --learning_rate 5e-4 --per_device_train_batch_size 64
 
 The data: whatever `load_dataset` finds with a column `text`, or `prompt` and `completion`. All of TrainingArguments can
-be said on the command line. Of this repository nothing is needed but this file and `labels.py`: the model brings its
-code.
+be said on the command line. Of this repository nothing is needed but this file and `labels.py`, if the model brings its
+code; where `modeling_anira` is installed, a folder without code will do, such as those in `checkpoints/`.
 """
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +29,9 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+
+with suppress(ImportError):
+    import modeling_anira  # noqa: F401 (registers the Auto classes, so that a folder without code loads as well)
 
 # The core's projections, which every iteration shares.
 LORA_TARGETS = r".*\.core\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

@@ -228,6 +228,17 @@ def test_it_trains_on_a_built_dataset_and_the_result_is_fine_tuned_on_another_ta
     assert wrong.stderr.strip().splitlines()[-1].startswith("finetune.py: ")
 
 
+def test_a_folder_without_code_is_fine_tuned_in_the_clone_and_what_is_saved_brings_its_code(tmp_path, dataset):
+    """README once named a folder of `checkpoints/` here, and finetune.py refused it."""
+    bare = ROOT / "checkpoints/brevo-mini-online"
+    assert not list(bare.glob("*.py"))
+    options = ["--model", bare, "--dataset", dataset, "--name", "mano-mini", "--max_steps", "1", "--use_cpu", "true"]
+    done = run(tmp_path, *options, "--output_dir", "tuned", script="finetune.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "auto_map" in json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert (tmp_path / "tuned" / "modeling_anira.py").exists()
+
+
 def test_a_missing_dataset_and_a_bad_recipe_end_before_any_compute(tmp_path):
     recipe = write_recipe(tmp_path / "r.yaml", data=str(tmp_path / "nowhere"))
     done = run(tmp_path, "--config", recipe, "--out", "run")
