@@ -20,6 +20,9 @@ _COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
 _DEPTHS = plt.get_cmap("YlOrRd")
 _TOKENS_A_LINE = 26
 _LINES = 6
+_PANELS_A_LINE = 3
+# What fits into one line above a figure of twelve inches.
+_LEGEND_CHARACTERS = 150
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,12 @@ def draw_cost(runs: Sequence[Run]) -> Drawn:
     if not len(table):
         return None
     names = list(dict.fromkeys(table["run"]))
-    width = max(9.0, 4.4 * len(names) + 1.6)
-    figure, axes = plt.subplots(1, len(names), figsize=(width, 3.9), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
+    lines, columns = -(-len(names) // _PANELS_A_LINE), min(len(names), _PANELS_A_LINE)
+    size = (max(9.0, 4.4 * columns + 1.6), 3.9 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    for axis, name in zip(axes.flat, names, strict=False):
         own = table[table["run"] == name]
         for kind, style in (("exit_quantile", "-o"), ("max_depth", "--s")):
             points = own[own["kind"] == kind].sort_values("flops_share")
@@ -207,8 +213,12 @@ def draw_cost(runs: Sequence[Run]) -> Drawn:
         axis.set_title(name)
         axis.set_xlabel("FLOPs, share of full depth")
         axis.set_ylim(-0.03, 1.03)
-    axes[0, 0].set_ylabel("accuracy")
-    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy")
+    kinds = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    axes[0, -1].legend(kinds.values(), kinds.keys(), fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     return figure, table
 
@@ -281,6 +291,10 @@ def _place(runs: Sequence[Run], name: str) -> int:
 
 
 def _put_legend(figure: Figure, axis: Axes) -> None:
+    """The runs' names above the figure, in as many lines as it takes."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0, 1, 0.92))
-    figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 6), frameon=False, fontsize=9)
+    columns = max(1, min(len(labels), _LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
+    lines = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * (lines - 1))
+    figure.tight_layout(rect=(0, 0, 1, 1 - (0.1 + 0.2 * lines) / figure.get_figheight()))
+    figure.legend(handles, labels, loc="upper center", ncols=columns, frameon=False, fontsize=9)

@@ -59,10 +59,12 @@ def read_run(folder: Path) -> Run:
 
 
 def name_apart(runs: list[Run]) -> list[Run]:
-    """The runs, named by as few of the last parts of their paths as tell them apart."""
+    """The runs, named by as few of the last parts of their paths as tell them apart, less those that all share."""
     paths = [Path(run.name).resolve() for run in runs]
     if len(set(paths)) < len(paths):
         raise ReportError("A run is named twice.")
+    while len(paths) > 1 and len({path.name for path in paths}) == 1:
+        paths = [path.parent for path in paths]
     count = next(n for n in range(1, 100) if len({path.parts[-n:] for path in paths}) == len(paths))
     return [replace(run, name="/".join(path.parts[-count:])) for run, path in zip(runs, paths, strict=True)]
 
@@ -136,7 +138,7 @@ def _summarize(run: Run) -> dict[str, Any]:
 
 def _list_alignment(run: Run) -> list[dict[str, str]]:
     found = run.metrics["analyses"]["alignment"]
-    if set(found) == {"reason"}:
+    if set(found) == {"reason"} or run.metrics["decider"] == "fixed":
         return []
     rows = []
     for unit, meaning in _UNITS.items():
