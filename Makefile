@@ -19,6 +19,7 @@ DEMO_RESAMPLES ?= 100
 DEMO_RELEASED ?= checkpoints/$(DEMO_TASK)-online
 # A folder for each length: no step goes on in a folder that was begun with other settings.
 DEMO_OUT ?= build/demo/$(DEMO_TASK)-$(DEMO_STEPS)-steps-$(DEMO_ROWS)-rows
+DEMO_RUN = $(DEMO_OUT)/just-trained
 
 DEMO_EVALUATE = $(BIN)/python evaluate/run.py --dataset $(DEMO_OUT)/tasks --config $(DEMO_TASK) --controls False \
 	--sweep_rows 0 --resamples $(DEMO_RESAMPLES)
@@ -29,6 +30,7 @@ setup: $(STAMP)
 
 # The stamp is written last, so that an interrupted set-up is done again.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up .venv: some minutes, without a word of pip's"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -46,20 +48,20 @@ demo: $(DEMO_RELEASED) setup
 	@echo "[1/5] Building the dataset: $(DEMO_OUT)/tasks"
 	@$(BIN)/python datasets_scripts/build.py --out $(DEMO_OUT)/tasks --tasks $(DEMO_TASK) --rows 1000 \
 		--eval_rows $(DEMO_ROWS)
-	@echo "[2/5] Training a model that decides after every iteration, for $(DEMO_STEPS) steps: $(DEMO_OUT)/run"
-	@$(BIN)/python train/pretrain.py --config $(DEMO_RECIPE) --out $(DEMO_OUT)/run --resume \
+	@echo "[2/5] Training a model that decides after every iteration, for $(DEMO_STEPS) steps: $(DEMO_RUN)"
+	@$(BIN)/python train/pretrain.py --config $(DEMO_RECIPE) --out $(DEMO_RUN) --resume \
 		--set steps=$(DEMO_STEPS) $(DEMO_SETTINGS)
 	@echo "[3/5] Evaluating it, and the released $(DEMO_RELEASED)"
-	@$(DEMO_EVALUATE) --model $(DEMO_OUT)/run/model --out $(DEMO_OUT)/evaluations/just-trained
-	@$(DEMO_EVALUATE) --model $(DEMO_RELEASED) --out $(DEMO_OUT)/evaluations/released
+	@$(DEMO_EVALUATE) --model $(DEMO_RUN)/model --out $(DEMO_RUN)/evaluation
+	@$(DEMO_EVALUATE) --model $(DEMO_RELEASED) --out $(DEMO_OUT)/released/evaluation
 	@echo "[4/5] Putting both side by side"
-	@$(BIN)/python evaluate/report.py $(DEMO_OUT)/evaluations/just-trained $(DEMO_OUT)/evaluations/released \
-		--out $(DEMO_OUT)/report
+	@$(BIN)/python evaluate/report.py $(DEMO_RUN)/evaluation $(DEMO_OUT)/released/evaluation --out $(DEMO_OUT)/report
 	@echo "[5/5] One example, answered by the model that was just trained, and by the released one"
-	@$(BIN)/python evaluate/show.py --model $(DEMO_OUT)/run/model $(DEMO_RELEASED) --task $(DEMO_TASK) \
+	@$(BIN)/python evaluate/show.py --model $(DEMO_RUN)/model $(DEMO_RELEASED) --task $(DEMO_TASK) \
 		--index $(DEMO_INDEX)
 	@echo
 	@echo "The report is $(abspath $(DEMO_OUT))/report/report.html: open it in a browser."
+	@echo "A Hub repo of your model, under build/hub: $(BIN)/python release/collect.py $(DEMO_RUN) && make hub OWNER=your-name"
 
 $(DEMO_RELEASED):
 	$(error $(DEMO_RELEASED) is missing; set DEMO_RELEASED to the folder of a trained checkpoint)

@@ -1,5 +1,6 @@
 """Loading the checkpoint that a command was given: the model, and the tokenizer beside it."""
 
+from pathlib import Path
 from typing import Any
 
 from examples import EvaluationError
@@ -12,6 +13,7 @@ from datasets_scripts.vocabulary import decode
 
 def load_model(name: str, revision: str | None) -> Any:
     """The ANIRA model of a folder or Hub name, in eval mode. Raises an EvaluationError if it is none."""
+    _refuse_other_folders(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=True)
     except (OSError, ValueError) as error:
@@ -23,10 +25,26 @@ def load_model(name: str, revision: str | None) -> Any:
 
 def load_tokenizer(name: str, revision: str | None) -> Any:
     """The tokenizer of a folder or Hub name. Raises an EvaluationError if there is none."""
+    _refuse_other_folders(name)
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=True)
     except (OSError, ValueError) as error:
         raise EvaluationError(f"The tokenizer of {name} cannot be loaded: {error}") from error
+
+
+def _refuse_other_folders(name: str) -> None:
+    """Says what is wrong with a path before transformers takes it for something else."""
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "model" / "config.json").is_file():
+        raise EvaluationError(f"`model` is {name}, a run; its checkpoint is {folder / 'model'}.")
+    if folder.is_dir():
+        raise EvaluationError(f"`model` is {name}, which has no config.json: it is no checkpoint.")
+    if folder.is_absolute() or len(folder.parts) > 2:
+        raise EvaluationError(
+            f"`model` is {name}, but there is no such folder, and no repo on the Hub has such a name."
+        )
 
 
 def check_tokenizer(model: str, batch: Batch, revision: str | None) -> None:

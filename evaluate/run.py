@@ -42,6 +42,7 @@ from measures import measure
 from passes import AGAINST_EXACT, Depths, run_examples, run_given
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
+from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from datasets_scripts import Batch
@@ -182,9 +183,11 @@ class Evaluation:
         batch = self.batches[split]
         count = len(batch) if rows is None else min(rows, len(batch))
         parts = range(0, count, self.arguments.part_rows)
+        shown = self.accelerator.is_local_main_process
+        progress = tqdm(parts, f"{split}, {depths.name}", leave=False, disable=not shown, unit="part")
         folder = self.out / "parts" / split / depths.name
         folder.mkdir(parents=True, exist_ok=True)
-        for number, start in enumerate(parts):
+        for number, start in enumerate(progress):
             if number % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
             paths = [folder / f"{start:08d}.{kind}.parquet" for kind in ("tokens", "examples")]
@@ -283,6 +286,7 @@ class Evaluation:
             "splits": self.arguments.splits,
             "rows": {split: len(batch) for split, batch in self.batches.items()},
             "seed": self.arguments.seed,
+            "options": {name: getattr(self.arguments, name) for name in ("rows", "sweep_rows", "resamples")},
             "rows_digest": hashlib.sha256(
                 b"".join(batch.tokens.tobytes() for batch in self.batches.values())
             ).hexdigest(),

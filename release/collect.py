@@ -35,7 +35,10 @@ def collect(run: Path, out: Path) -> Path:
     paths = [Path(_PLACES.get(name, "model")) / name for name in FILES]
     missing = [str(path) for path in paths if not (run / path).is_file()]
     if missing:
-        raise ReleaseError(f"The run {run} lacks {', '.join(missing)}: let it finish, and evaluate it.")
+        raise ReleaseError(
+            f"The run {run} lacks {', '.join(missing)}: let it finish, and evaluate it with "
+            f"`evaluate/run.py --model {run / 'model'} --out {run / 'evaluation'} ...`."
+        )
     with whole(out / run.name, "model") as folder:
         for path in paths:
             shutil.copyfile(run / path, folder / path.name)

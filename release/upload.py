@@ -28,7 +28,10 @@ class UploadArguments:
     revision: str | None = field(
         default=None, metadata={"help": "Branch to upload to, made where it is missing; main by default."}
     )
-    dry_run: bool = field(default=True, metadata={"help": "Only say what would be done; no connection is made."})
+    dry_run: bool = field(
+        default=True,
+        metadata={"help": "Whether only to say what would be done, without a connection; --no_dry_run uploads."},
+    )
 
 
 @dataclass(frozen=True)

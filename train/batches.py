@@ -10,6 +10,7 @@ number of processes and micro-batches, and nothing but the step number is needed
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,7 +68,10 @@ class DatasetSource:
         try:
             self.rows = load_dataset(name, config, split="train").select_columns(["text", "answer_start", "size"])
         except Exception as error:
-            raise RecipeError(f"`data` is {name!r}, but its config {config} cannot be loaded: {error}") from error
+            hint = (
+                "" if Path(name).is_dir() else " There is no folder of that name here, so it was looked for on the Hub."
+            )
+            raise RecipeError(f"`data` is {name!r}, but its config {config} cannot be loaded: {error}{hint}") from error
         self.seed = seed
 
     def read(self, start: int, count: int) -> list[Example]:

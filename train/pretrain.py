@@ -122,11 +122,11 @@ class Pretraining:
         kept, settings = self.out / "recipe.json", json.loads(json.dumps(asdict(self.recipe)))
         checkpoints = list_checkpoints(self.out / "checkpoints")
         if kept.exists():
-            known = json.loads(kept.read_text())
-            fixed = settings.keys() - _CHANGEABLE
-            differing = sorted(name for name in fixed if settings[name] != known.get(name))
+            differing = _list_differences(json.loads(kept.read_text()), settings)
             if differing:
-                raise RecipeError(f"{self.out} holds a run whose {', '.join(differing)} differ. Choose another --out.")
+                raise RecipeError(
+                    f"{self.out} holds a run with other settings: {differing}. Say its own, or choose another --out."
+                )
             if not resume and (checkpoints or (self.out / "model").exists()):
                 raise RecipeError(f"{self.out} holds this run already. Add --resume to go on, or choose another --out.")
         self.accelerator.wait_for_everyone()
@@ -288,6 +288,18 @@ class Pretraining:
 
     def _note_signal(self, number: int, frame: Any) -> None:
         self.stop_signal = number
+
+
+def _list_differences(known: dict[str, Any], settings: dict[str, Any], place: str = "") -> str:
+    """What a run has that `settings` say otherwise, such as "steps is 900, not 100"; "" if nothing."""
+    found = []
+    for name in sorted(known.keys() | settings.keys()):
+        before, now = known.get(name), settings.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found.append(_list_differences(before, now, f"{place}{name}."))
+        elif before != now and f"{place}{name}" not in _CHANGEABLE:
+            found.append(f"{place}{name} is {before}, not {now}")
+    return ", ".join(filter(None, found))
 
 
 def _lock(path: Path) -> IO[str]:

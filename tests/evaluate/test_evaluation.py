@@ -439,8 +439,12 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path, data, evaluated):
         evaluate_model(tmp_path / "a", model, data, config="mano-paper")
     with pytest.raises(EvaluationError, match="cannot be loaded"):
         evaluate_model(tmp_path / "a", model, data, splits=["dev"])
-    with pytest.raises(EvaluationError, match="cannot be loaded"):
+    with pytest.raises(EvaluationError, match="there is no such folder"):
         evaluate_model(tmp_path / "a", tmp_path / "nothing", data)
+    with pytest.raises(EvaluationError, match=r"`model` is .*, a run; its checkpoint is .*trained-early/model\.$"):
+        evaluate_model(tmp_path / "a", model.parent, data)
+    with pytest.raises(EvaluationError, match="it is no checkpoint"):
+        evaluate_model(tmp_path / "a", tmp_path, data)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "dear.txt").write_text("dear")
     with pytest.raises(EvaluationError, match="holds something else"):

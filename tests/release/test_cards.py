@@ -21,6 +21,7 @@ from datasets_scripts import get_task
 from datasets_scripts.card import describe
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e-?\d+)?")
 
 
@@ -162,6 +163,14 @@ def test_the_command_writes_the_card_beside_the_weights(checkpoint, tmp_path, mo
         cards.main()
 
 
+def test_the_card_repeats_the_options_of_the_evaluation(checkpoint):
+    """It named the whole evaluation where a quick one had been run."""
+    found = cards.read_checkpoint(checkpoint)
+    line = "--seed 0 --rows 0 --sweep_rows 0 --resamples 20 --out"
+    assert f"--model {OWNER}/{found.repo} " in cards.make_card(found, OWNER)
+    assert line in cards.make_card(found, OWNER)
+
+
 def test_an_evaluation_of_another_model_is_refused(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / NAME)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -170,7 +179,15 @@ def test_an_evaluation_of_another_model_is_refused(checkpoint, tmp_path):
         cards.read_checkpoint(folder)
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "checkpoints").glob("*/")), ids=lambda folder: folder.name)
+# Not those that a user has put beside them.
+RELEASED = [path for path in sorted((ROOT / "checkpoints").glob("*/")) if (RESULTS / f"{path.name}.json").exists()]
+
+
+def test_the_released_checkpoints_are_there():
+    assert {"brevo-mini-online", "brevo-mini-early", "brevo-mini-fixed"} <= {path.name for path in RELEASED}
+
+
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
 def test_cards_in_this_clone_are_what_their_sources_give(folder):
     found = cards.read_checkpoint(folder)
     card = (folder / "README.md").read_text()
