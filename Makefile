@@ -9,8 +9,8 @@ OWNER ?= OWNER
 # Quicker: `make demo DEMO_STEPS=20 DEMO_ROWS=64 DEMO_RESAMPLES=10`.
 DEMO_TASK ?= brevo-mini
 DEMO_RECIPE ?= train/recipes/$(DEMO_TASK)-online.yaml
-DEMO_STEPS ?= 1000
-DEMO_SETTINGS ?= evaluate_every=200 eval_rows=64 compute_weight=0.1 press_from=0.6 press_to=0.9
+DEMO_STEPS ?= 1800
+DEMO_SETTINGS ?= evaluate_every=200 eval_rows=64 press_from=0.5 press_to=0.75
 # Rows of each split that is answered, and which of them is shown.
 DEMO_ROWS ?= 256
 DEMO_INDEX ?= 2
@@ -86,7 +86,7 @@ benchmark: setup
 build/tasks: | setup
 	$(BIN)/python datasets_scripts/build.py --out $@ --tasks mano-mini brevo-mini lano-mini --rows 20000
 
-# Trains and evaluates all mini runs; what is finished is not done again. A run trains ten to thirty minutes on one core, and
+# Trains and evaluates all mini runs; what is finished is not done again. A run trains five to forty minutes on one core, and
 # an evaluation with controls takes up to twenty.
 mini: setup build/tasks
 	$(BIN)/python release/experiments.py --plan release/mini.yaml --out build/mini

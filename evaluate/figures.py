@@ -99,7 +99,7 @@ def draw_alignment(runs: Sequence[Run]) -> Drawn:
             parts.append(found.rename(columns={column: "value"}).assign(against=column, run=run.name))
         axis.set_xlabel(label)
     axes[0].set_ylabel("iterations per answer token")
-    _put_legend(figure, axes[0])
+    put_legend(figure, axes[0])
     return figure, pd.concat(parts, ignore_index=True)
 
 
@@ -120,7 +120,7 @@ def draw_generalization(runs: Sequence[Run]) -> Drawn:
     axes[0].set_ylabel("accuracy")
     axes[0].set_ylim(-0.03, 1.03)
     axes[1].set_ylabel("iterations per answer token")
-    _put_legend(figure, axes[0])
+    put_legend(figure, axes[0])
     return figure, pd.concat(parts, ignore_index=True)
 
 
@@ -141,7 +141,7 @@ def draw_phases(runs: Sequence[Run]) -> Drawn:
     axes[1].set_ylim(-0.03, 1.03)
     for axis in axes:
         axis.set_xlabel("training step (dotted: turn)")
-    _put_legend(figure, axes[0])
+    put_legend(figure, axes[0])
     return figure, pd.concat([run.log.assign(run=run.name) for _, run in logged], ignore_index=True)
 
 
@@ -177,7 +177,7 @@ def draw_decision_timing(runs: Sequence[Run]) -> Drawn:
         axis.set_xlabel(f"share of the variance of depth, {title}")
     axes[0].set_yticks(range(len(terms)), [term.replace("_", " ") for term in terms])
     axes[0].invert_yaxis()
-    _put_legend(figure, axes[0])
+    put_legend(figure, axes[0])
     return figure, table
 
 
@@ -202,10 +202,11 @@ def draw_cost(runs: Sequence[Run]) -> Drawn:
         axis.axis("off")
     for axis, name in zip(axes.flat, names, strict=False):
         own = table[table["run"] == name]
-        for kind, style in (("exit_quantile", "-o"), ("max_depth", "--s")):
+        for kind, style, color in (("exit_quantile", "-o", _COLORS[0]), ("max_depth", "--s", _COLORS[1])):
             points = own[own["kind"] == kind].sort_values("flops_share")
+            label = kind.replace("_", " ")
             if len(points):
-                axis.plot(points["flops_share"], points["accuracy"], style, ms=4, lw=1, label=kind.replace("_", " "))
+                axis.plot(points["flops_share"], points["accuracy"], style, ms=4, lw=1, color=color, label=label)
         for marker, (_, point) in zip("*XDPv", own[own["kind"] == "control"].iterrows(), strict=False):
             axis.scatter(
                 point["flops_share"], point["accuracy"], marker=marker, s=70, zorder=3, label=str(point["label"])
@@ -290,7 +291,7 @@ def _place(runs: Sequence[Run], name: str) -> int:
     return [run.name for run in runs].index(name) % len(_COLORS)
 
 
-def _put_legend(figure: Figure, axis: Axes) -> None:
+def put_legend(figure: Figure, axis: Axes) -> None:
     """The runs' names above the figure, in as many lines as it takes."""
     handles, labels = axis.get_legend_handles_labels()
     columns = max(1, min(len(labels), _LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))

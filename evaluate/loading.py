@@ -35,7 +35,8 @@ def load_tokenizer(name: str, revision: str | None) -> Any:
 def _refuse_other_folders(name: str) -> None:
     """Says what is wrong with a path before transformers takes it for something else."""
     folder = Path(name)
-    if (folder / "config.json").is_file():
+    # The second: adapters, which name the checkpoint that they belong to.
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return
     if (folder / "model" / "config.json").is_file():
         raise EvaluationError(f"`model` is {name}, a run; its checkpoint is {folder / 'model'}.")

@@ -59,12 +59,14 @@ def read_run(folder: Path) -> Run:
 
 
 def name_apart(runs: list[Run]) -> list[Run]:
-    """The runs, named by as few of the last parts of their paths as tell them apart, less those that all share."""
+    """The runs, named by as few of the last parts of their paths as tell them apart.
+
+    The evaluation that lies in the folder of a training is named as the training.
+    """
     paths = [Path(run.name).resolve() for run in runs]
+    paths = [path.parent if path.name == "evaluation" else path for path in paths]
     if len(set(paths)) < len(paths):
         raise ReportError("A run is named twice.")
-    while len(paths) > 1 and len({path.name for path in paths}) == 1:
-        paths = [path.parent for path in paths]
     count = next(n for n in range(1, 100) if len({path.parts[-n:] for path in paths}) == len(paths))
     return [replace(run, name="/".join(path.parts[-count:])) for run, path in zip(runs, paths, strict=True)]
 

@@ -51,6 +51,8 @@ from modeling_anira.generation import CONFIG_OPTIONS
 
 # What is measured on given answers, if the task has it.
 GIVEN = ("nll", "hit", *AGAINST_EXACT)
+# What figures depend on beside the data and the model. (Sampled answers depend on the last two.)
+OPTIONS = ("rows", "sweep_rows", "resamples", "batch_size", "part_rows")
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -286,7 +288,7 @@ class Evaluation:
             "splits": self.arguments.splits,
             "rows": {split: len(batch) for split, batch in self.batches.items()},
             "seed": self.arguments.seed,
-            "options": {name: getattr(self.arguments, name) for name in ("rows", "sweep_rows", "resamples")},
+            "options": {name: getattr(self.arguments, name) for name in OPTIONS},
             "rows_digest": hashlib.sha256(
                 b"".join(batch.tokens.tobytes() for batch in self.batches.values())
             ).hexdigest(),

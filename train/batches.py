@@ -71,7 +71,7 @@ class DatasetSource:
             hint = (
                 "" if Path(name).is_dir() else " There is no folder of that name here, so it was looked for on the Hub."
             )
-            raise RecipeError(f"`data` is {name!r}, but its config {config} cannot be loaded: {error}{hint}") from error
+            raise RecipeError(f"`data` is {name!r}, but its config {config} cannot be loaded.{hint} {error}") from error
         self.seed = seed
 
     def read(self, start: int, count: int) -> list[Example]:

@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
-with suppress(ImportError):
+with suppress(ModuleNotFoundError):
     import modeling_anira  # noqa: F401 (registers the Auto classes, so that a folder without code loads as well)
 
 # The core's projections, which every iteration shares.

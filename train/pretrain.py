@@ -298,8 +298,12 @@ def _list_differences(known: dict[str, Any], settings: dict[str, Any], place: st
         if isinstance(before, dict) and isinstance(now, dict):
             found.append(_list_differences(before, now, f"{place}{name}."))
         elif before != now and f"{place}{name}" not in _CHANGEABLE:
-            found.append(f"{place}{name} is {before}, not {now}")
+            found.append(f"{place}{name} is {_say(before)}, not {_say(now)}")
     return ", ".join(filter(None, found))
+
+
+def _say(value: Any) -> str:
+    return "left out" if value is None else str(value)
 
 
 def _lock(path: Path) -> IO[str]:

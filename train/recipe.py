@@ -258,7 +258,5 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 def _refuse_unknown(shown: str, name: str, known: list[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        # "model." of what was said.
-        place = shown[: len(shown) - len(name)]
-        hint = f" Did you mean `{place}{near[0]}`?" if near else f" Known are: {', '.join(known)}."
+        hint = f" Did you mean `{shown.removesuffix(name)}{near[0]}`?" if near else f" Known are: {', '.join(known)}."
         raise RecipeError(f"`{shown}` is no setting of a recipe.{hint}")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import claims
+import matplotlib.pyplot as plt
 import measures
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ import torch
 from cases import task_model
 from controls import matched_random, matched_stability, oracle, with_stability
 from examples import EvaluationError, load_examples, open_task
+from figures import Run, put_legend
 from passes import Depths, run_examples, run_given
 from scipy import stats
 
@@ -431,6 +433,34 @@ def test_the_report_is_one_file_with_every_figure_and_its_table(evaluated, tmp_p
         assert f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})" in text
     for word in ("yes", "partly", "no", "unknown"):
         assert f".{word} " in text or f".{word}," in text
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path):
+    """Those in the folders of their trainings were all called "evaluation"."""
+
+    def names(*paths):
+        runs = [Run(str(tmp_path / path), {}, {}, pd.DataFrame()) for path in paths]
+        return [run.name for run in report.name_apart(runs)]
+
+    assert names("early/evaluation") == ["early"]
+    assert names("early/evaluation", "online/evaluation", "old") == ["early", "online", "old"]
+    assert names("a/early/evaluation", "b/early/evaluation") == ["a/early", "b/early"]
+    with pytest.raises(report.ReportError, match="named twice"):
+        names("early", "early/evaluation")
+
+
+def test_the_names_of_many_runs_fit_above_a_figure():
+    """The first and the last of six were cut off."""
+    figure, axis = plt.subplots(figsize=(12, 4))
+    for number in range(7):
+        axis.plot([0, 1], label=f"brevo-mini-online-a-name-of-some-length-{number}")
+    put_legend(figure, axis)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= axis.get_window_extent().y1
+    plt.close(figure)
 
 
 def test_bad_input_is_refused_in_a_sentence(tmp_path, data, evaluated):

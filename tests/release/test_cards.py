@@ -184,7 +184,8 @@ RELEASED = [path for path in sorted((ROOT / "checkpoints").glob("*/")) if (RESUL
 
 
 def test_the_released_checkpoints_are_there():
-    assert {"brevo-mini-online", "brevo-mini-early", "brevo-mini-fixed"} <= {path.name for path in RELEASED}
+    names = {f"{task}-mini-{decider}" for task in ("brevo", "lano") for decider in ("online", "early", "fixed")}
+    assert names <= {path.name for path in RELEASED}
 
 
 @pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
