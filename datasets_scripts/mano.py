@@ -62,7 +62,7 @@ class ManoConfig(TaskConfig):
 
 
 PRESETS = {
-    "mini": ManoConfig(min_size=2, max_size=4, extrapolation_size=8, modulus=5),
+    "mini": ManoConfig(min_size=1, max_size=4, extrapolation_size=8, modulus=5),
     "paper": ManoConfig(),
 }
 

@@ -91,7 +91,7 @@ def test_the_number_of_instances_is_that_of_an_enumeration():
 def test_sizes_operators_and_numbers_are_uniform():
     task = Mano(PRESETS["mini"])
     batch = task.generate("train", range(20_000))
-    assert np.abs(np.bincount(batch.size, minlength=5)[2:] / 20_000 - 1 / 3).max() < 0.02
+    assert np.abs(np.bincount(batch.size, minlength=5)[1:] / 20_000 - 1 / 4).max() < 0.02
     words = np.array(decode(batch.tokens.tolist()).split())
     signs = [np.mean(words[np.isin(words, list("+-*"))] == sign) for sign in "+-*"]
     assert np.abs(np.array(signs) - 1 / 3).max() < 0.02
