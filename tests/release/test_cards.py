@@ -166,7 +166,7 @@ def test_the_command_writes_the_card_beside_the_weights(checkpoint, tmp_path, mo
 def test_the_card_repeats_the_options_of_the_evaluation(checkpoint):
     """It named the whole evaluation where a quick one had been run."""
     found = cards.read_checkpoint(checkpoint)
-    line = "--seed 0 --rows 0 --sweep_rows 0 --resamples 20 --batch_size 256 --part_rows 512 --training_log log.jsonl --out"
+    line = "--rows 0 --sweep_rows 0 --resamples 20 --batch_size 256 --part_rows 512 --training_log log.jsonl --out"
     assert f"--model {OWNER}/{found.repo} " in cards.make_card(found, OWNER)
     assert line in cards.make_card(found, OWNER)
 
