@@ -36,7 +36,7 @@ def _refuse_other_folders(name: str) -> None:
     """Says what is wrong with a path before transformers takes it for something else."""
     folder = Path(name)
     # The second: adapters, which name the checkpoint that they belong to.
-    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         return
     if (folder / "model" / "config.json").is_file():
         raise EvaluationError(f"`model` is {name}, a run; its checkpoint is {folder / 'model'}.")
