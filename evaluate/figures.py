@@ -183,15 +183,7 @@ def draw_decision_timing(runs: Sequence[Run]) -> Drawn:
 
 def draw_cost(runs: Sequence[Run]) -> Drawn:
     """Accuracy against FLOPs: sweeps of each checkpoint (on fewer rows), and the controls (on all)."""
-    rows = []
-    for run in runs:
-        sweep, controls = run.metrics["sweep"], run.metrics["controls"]
-        for point in sweep:
-            rows.append({"run": run.name, "kind": point["setting"], "label": point["value"], **_pick(point)})
-        for point in controls:
-            if point["accuracy"]["value"] is not None:
-                rows.append({"run": run.name, "kind": "control", "label": point["depths"], **_pick(point)})
-    table = pd.DataFrame(rows)
+    table = _list_costs(runs)
     if not len(table):
         return None
     names = list(dict.fromkeys(table["run"]))
@@ -201,19 +193,7 @@ def draw_cost(runs: Sequence[Run]) -> Drawn:
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     for axis, name in zip(axes.flat, names, strict=False):
-        own = table[table["run"] == name]
-        for kind, style, color in (("exit_quantile", "-o", _COLORS[0]), ("max_depth", "--s", _COLORS[1])):
-            points = own[own["kind"] == kind].sort_values("flops_share")
-            label = kind.replace("_", " ")
-            if len(points):
-                axis.plot(points["flops_share"], points["accuracy"], style, ms=4, lw=1, color=color, label=label)
-        for marker, (_, point) in zip("*XDPv", own[own["kind"] == "control"].iterrows(), strict=False):
-            axis.scatter(
-                point["flops_share"], point["accuracy"], marker=marker, s=70, zorder=3, label=str(point["label"])
-            )
-        axis.set_title(name)
-        axis.set_xlabel("FLOPs, share of full depth")
-        axis.set_ylim(-0.03, 1.03)
+        _draw_costs(axis, table[table["run"] == name], name)
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy")
     kinds = {
@@ -245,6 +225,32 @@ def _choose_example(runs: Sequence[Run]) -> int:
         ["right", "difficulty", "num_tokens"], ascending=[False, False, True]
     )
     return int(best.index[0])
+
+
+def _list_costs(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row for each point of a sweep, and for each control that has an accuracy."""
+    rows = []
+    for run in runs:
+        for point in run.metrics["sweep"]:
+            rows.append({"run": run.name, "kind": point["setting"], "label": point["value"], **_pick(point)})
+        for point in run.metrics["controls"]:
+            if point["accuracy"]["value"] is not None:
+                rows.append({"run": run.name, "kind": "control", "label": point["depths"], **_pick(point)})
+    return pd.DataFrame(rows)
+
+
+def _draw_costs(axis: Axes, own: pd.DataFrame, name: str) -> None:
+    """One run's sweeps as lines, its controls as single markers."""
+    for kind, style, color in (("exit_quantile", "-o", _COLORS[0]), ("max_depth", "--s", _COLORS[1])):
+        points = own[own["kind"] == kind].sort_values("flops_share")
+        label = kind.replace("_", " ")
+        if len(points):
+            axis.plot(points["flops_share"], points["accuracy"], style, ms=4, lw=1, color=color, label=label)
+    for marker, (_, point) in zip("*XDPv", own[own["kind"] == "control"].iterrows(), strict=False):
+        axis.scatter(point["flops_share"], point["accuracy"], marker=marker, s=70, zorder=3, label=str(point["label"]))
+    axis.set_title(name)
+    axis.set_xlabel("FLOPs, share of full depth")
+    axis.set_ylim(-0.03, 1.03)
 
 
 def _draw_boxes(axis: Axes, own: pd.DataFrame, deepest: int, name: str) -> None:
