@@ -85,14 +85,14 @@ def oracle(tokens: pd.DataFrame, task: Task, batch: Batch) -> Depths:
     for row in range(len(batch)):
         first, last = int(batch.offsets[row]), int(batch.offsets[row + 1])
         kept = prompts.loc[first_example + row]
-        forced.append([*kept, *[0] * (last - first - len(kept))])
-        for position in range(int(batch.answer_start[row]) - 1, last - first):
+        forced.append([*kept, *[0] * (last - first - 1 - len(kept)), 1])
+        # To the position that predicts the last token, which itself is not run.
+        for position in range(int(batch.answer_start[row]) - 1, last - first - 1):
             where.append((row, position))
             hardness.append(float(labels.token_difficulty[first + position]))
     rank = np.random.default_rng(0).permutation(len(where))
     order = np.lexsort((rank, np.array(hardness)))
-    dealt = given[(np.arange(len(order)) * len(given)) // len(order)]
-    for place, depth in zip(order.tolist(), dealt.tolist(), strict=True):
+    for place, depth in zip(order.tolist(), given.tolist(), strict=True):
         row, position = where[place]
         forced[row][position] = int(depth)
     return Depths("oracle", {}, forced)

@@ -1,8 +1,10 @@
 """Loading the checkpoint that a command was given: the model, and the tokenizer beside it."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from examples import EvaluationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,6 +48,15 @@ def _refuse_other_folders(name: str) -> None:
         raise EvaluationError(
             f"`model` is {name}, but there is no such folder, and no repo on the Hub has such a name."
         )
+
+
+def digest_weights(weights: dict[str, torch.Tensor]) -> str:
+    """A hash of named weights, whatever their order: of those of a model, or of those that a file holds."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def check_tokenizer(model: str, batch: Batch, revision: str | None) -> None:

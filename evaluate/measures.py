@@ -42,10 +42,10 @@ def measure(
     """
     tokens, examples = tables[split] if given is None else given
     every = pd.concat([own for _, own in tables.values()], ignore_index=True)
-    answers = tokens[tokens["is_answer"]]
+    answers = add_places(tokens[tokens["is_answer"]])
     return {
         "alignment": _guard(lambda: measure_alignment(answers, examples, arguments)),
-        "generalization": _guard(lambda: {"by_size": by_size(every), "beyond": beyond_training(every, limit)}),
+        "generalization": _guard(lambda: measure_generalization(every, limit, sampled=given is not None)),
         "dynamics": _guard(lambda: measure_dynamics(log)),
         "decision_timing": _guard(lambda: {depth: measure_timing(answers, depth, arguments) for depth in DEPTHS}),
     }
@@ -54,20 +54,21 @@ def measure(
 def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: Any) -> dict[str, Any]:
     """Correlations per example and per token, and what of them is left when depths are dealt out by place alone.
 
+    `answers`: the token table of the answers, with their places (`add_places`).
+
     Per example, depth is the mean over the answer (`per_example`); over all but the position that predicts its end
     (`but_end`), which is easy and weighs the more the shorter the answer is; or that at `<ans>` alone (`first`).
     `same_place` is `per_example` with each position's depth swapped for that of another example at the same place:
     what is left there is due to the length of answers, not to what they hold. `per_token` is with the difficulty of
     each token, `per_token_same_place` its control; `features`, per token as well, with each feature of the task, such
-    as the level of the constituent that ends there. The last two are of the allocated depth alone.
+    as the level of the constituent that ends there. The last two are of the allocated depth alone. `given cell` holds
+    the place of a token constant, as `given size` does the size.
     """
-    place = answers.groupby("example").cumcount()
-    to_end = answers.groupby("example").cumcount(ascending=False)
-    swapped = _swap_alike(answers, place, to_end, arguments.seed)
+    swapped = _swap_alike(answers, arguments.seed)
     units = {
         "per_example": answers,
-        "but_end": answers[(to_end > 0) | (place == 0)],
-        "first": answers[place == 0],
+        "but_end": answers[answers["place"] != "end"],
+        "first": answers[answers["place"] == "first"],
         "same_place": swapped,
     }
     facts = examples.set_index("example")[["size", "difficulty", "correct"]]
@@ -76,10 +77,10 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
         table = rows.groupby("example")[list(DEPTHS)].mean().join(facts).reset_index()
         found[unit] = _align(table, arguments)
     token_by_token, control = (table.assign(difficulty=answers["token_difficulty"]) for table in (answers, swapped))
-    allocated = DEPTHS[:1]
-    found["per_token"] = _align(token_by_token, arguments)
+    allocated, held = DEPTHS[:1], ("size", "cell")
+    found["per_token"] = _align(token_by_token, arguments, given=held)
     found["per_token_same_place"] = _align(control, arguments, allocated, ("difficulty",))
-    found["features"] = _align(answers, arguments, allocated, tuple(_features(answers)))
+    found["features"] = _align(answers, arguments, allocated, tuple(_features(answers)), held)
     return found
 
 
@@ -88,21 +89,51 @@ def _align(
     arguments: Any,
     depths: tuple[str, ...] = DEPTHS,
     against: tuple[str, ...] = ("size", "difficulty"),
+    given: tuple[str, ...] = ("size",),
 ) -> dict[str, Any]:
-    return {depth: align(table, depth, against, resamples=arguments.resamples, seed=arguments.seed) for depth in depths}
+    return {
+        depth: align(table, depth, against, given, resamples=arguments.resamples, seed=arguments.seed)
+        for depth in depths
+    }
 
 
-def _swap_alike(answers: pd.DataFrame, place: pd.Series, to_end: pd.Series, seed: int) -> pd.DataFrame:
-    """The table with depths permuted among positions that are as far from the beginning and from the end."""
+def add_places(answers: pd.DataFrame) -> pd.DataFrame:
+    """The answers' table with two columns for where in its answer a token stands.
+
+    `place` is "first" (at `<ans>`), "end" (where the answer's end is predicted) or "middle"; `cell` is a number for
+    each pair of distances from either end, up to `_PLACES`.
+    """
+    from_start = answers.groupby("example").cumcount()
+    to_end = answers.groupby("example").cumcount(ascending=False)
+    place = np.select([from_start == 0, to_end == 0], ["first", "end"], "middle")
+    cell = from_start.clip(upper=_PLACES) * (_PLACES + 1) + to_end.clip(upper=_PLACES)
+    return answers.assign(place=place, cell=cell)
+
+
+def _swap_alike(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The table with depths permuted among the positions of a cell."""
     rng = np.random.default_rng(seed)
     swapped = answers.copy()
-    groups = answers.groupby([place.clip(upper=_PLACES), to_end.clip(upper=_PLACES)]).indices
-    for rows in groups.values():
+    for rows in answers.groupby("cell").indices.values():
         order = rng.permutation(rows)
         for depth in DEPTHS:
             column = swapped.columns.get_loc(depth)
             swapped.iloc[rows, column] = answers.iloc[order, column].to_numpy()
     return swapped
+
+
+def measure_generalization(every: pd.DataFrame, limit: int, sampled: bool) -> dict[str, Any]:
+    """Accuracy and depth by size, and their change beyond `limit`.
+
+    Where answers are sampled, size is that of what the model wrote, and no prompt asks for more than training had: then
+    nothing is said of beyond.
+    """
+    beyond = (
+        {"verdict": None, "reason": "answers are sampled: their size is what the model wrote, not what was asked for"}
+        if sampled
+        else beyond_training(every, limit)
+    )
+    return {"by_size": by_size(every), "beyond": beyond}
 
 
 def measure_dynamics(log: Path | None) -> dict[str, Any]:
@@ -131,7 +162,8 @@ def measure_timing(answers: pd.DataFrame, depth: str, arguments: Any) -> dict[st
     features = _features(answers)
     if not features:
         return {"r2": None, "terms": {}, "contrast": None, "reason": "the text has no features"}
-    return explain_depth(answers[["example", "size", depth, *features]], depth, arguments.resamples, arguments.seed)
+    table = answers[["example", "size", "place", depth, *features]]
+    return explain_depth(table, depth, arguments.resamples, arguments.seed)
 
 
 def _features(table: pd.DataFrame) -> list[str]:

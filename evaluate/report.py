@@ -50,6 +50,8 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise ReportError(f"{folder} has no metrics.json: it is no finished evaluation. Let evaluate/run.py finish it.")
     metrics = json.loads(path.read_text())
+    if not (folder / metrics["splits"][0] / "tokens.parquet").is_file():
+        raise ReportError(f"{folder} has metrics.json, but not the tables that evaluate/run.py wrote beside it.")
     tables = {
         split: tuple(pd.read_parquet(folder / split / f"{kind}.parquet") for kind in ("tokens", "examples"))
         for split in metrics["splits"]

@@ -68,13 +68,16 @@ def _configs(metrics: Metrics) -> list[str]:
 
 
 def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str, Any]:
-    """What the page says of one task."""
+    """What the page says of one task. Raises a ReportError if its runs answered different rows."""
     runs = {name: own for name, own in metrics.items() if own["config"] == config}
+    if len({own["rows_digest"] for own in runs.values()}) > 1:
+        raise ReportError(f"The runs of {config} were made on different rows; evaluate them on one dataset.")
     adaptive = {name: own for name, own in runs.items() if own["decider"] != "fixed"}
     limit = next(iter(runs.values()))["size_limit"]
     return {
         "config": config,
         "runs": runs,
+        "flops_full": runs.get(f"{config}-fixed", next(iter(runs.values())))["flops_full"],
         "aligned": {name: own for name, own in adaptive.items() if "features" in own["analyses"]["alignment"]},
         "has_exact_distribution": all("kl" in own["given"] for own in runs.values()),
         "comparisons": _compare(config, runs),
@@ -97,18 +100,18 @@ def _by_size(own: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def _compare(config: str, runs: Metrics) -> list[dict[str, Any]]:
-    """Differences in accuracy from `fixed` at D of the same seed: of the deciders, and of `fixed` at a third of D."""
+    """Differences in accuracy between runs of the same seed, and the FLOPs of one as a share of the other's.
+
+    Of the deciders and of `fixed` at a third of D from `fixed` at D; and of the deciders from that at a third.
+    """
     found = []
     for seed in ("", "-seed1"):
-        reference = f"{config}-fixed{seed}"
-        for other in (f"{config}-online{seed}", f"{config}-early{seed}", f"{config}-fixed-third{seed}"):
-            if {reference, other} <= runs.keys():
+        online, early, fixed, third = (f"{config}-{kind}{seed}" for kind in ("online", "early", "fixed", "fixed-third"))
+        for run, less in ((online, fixed), (early, fixed), (third, fixed), (online, third), (early, third)):
+            if {run, less} <= runs.keys():
+                difference = _difference(runs[run]["accuracy"], runs[less]["accuracy"])
                 found.append(
-                    {
-                        "run": other,
-                        "less": reference,
-                        **_difference(runs[other]["accuracy"], runs[reference]["accuracy"]),
-                    }
+                    {"run": run, "less": less, "flops": runs[run]["flops"] / runs[less]["flops"], **difference}
                 )
     return found
 

@@ -37,7 +37,7 @@ from controls import (
     rows_for_threshold,
 )
 from examples import EvaluationError, load_examples, open_task, take
-from loading import check_tokenizer, load_model
+from loading import check_tokenizer, digest_weights, load_model
 from measures import measure
 from passes import AGAINST_EXACT, Depths, run_examples, run_given
 from scipy import stats
@@ -134,7 +134,7 @@ class Evaluation:
                 "depth_histogram": histogram(tokens),
                 "flops": int(examples["flops"].sum()),
                 "flops_full": int(examples["flops_full"].sum()),
-                "given": {name: mean_of(given[1][name]) for name in GIVEN if name in given[1]},
+                "given": {name: _mean_of(name, given[1]) for name in GIVEN if name in given[1]},
                 "analyses": measure(
                     tables, given if self.task.sampled else None, main_split, self.task.config.max_size, log, arguments
                 ),
@@ -246,12 +246,14 @@ class Evaluation:
         return [*rows, _describe_control("oracle", None, dealt)]
 
     def _sweep(self, split: str) -> list[dict[str, Any]]:
-        """Accuracy against cost as `exit_quantile` and `max_depth` of this one checkpoint move."""
+        """Accuracy against cost as `max_depth` moves, and `exit_quantile` if the exit rule reads it."""
         rows = self.arguments.sweep_rows
         if not rows:
             return []
-        settings: list[dict[str, Any]] = [{"max_depth": depth} for depth in range(1, self.model.config.max_depth + 1)]
-        if self.model.decider.learned:
+        config, own = self.model.config, self._own_options()
+        least = own.get("min_depth", config.min_depth)
+        settings: list[dict[str, Any]] = [{"max_depth": depth} for depth in range(least, config.max_depth + 1)]
+        if self.model.decider.learned and own.get("exit_rule", config.exit_rule) == "quantile":
             settings += [{"exit_quantile": quantile} for quantile in SWEPT_QUANTILES]
         found = []
         for options in settings:
@@ -296,6 +298,7 @@ class Evaluation:
             "max_depth": config.max_depth,
             "size_limit": self.task.config.max_size,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "weights_digest": digest_weights(dict(self.model.named_parameters())),
             "model_config": {name: value for name, value in config.to_diff_dict().items() if _is_plain(value)},
             "versions": {name: importlib.metadata.version(name) for name in names},
             "commit": _read_commit(),
@@ -318,14 +321,16 @@ def _describe_control(
         "depth_all": mean_depth(tokens, answers=False),
         "flops_share": float(examples["flops"].sum() / examples["flops_full"].sum()),
         "given_depth": mean_depth(given[0], answers=True),
-        "given_nll": mean_of(given[1]["nll"]),
-        "given_hit": mean_of(given[1]["hit"]),
+        "given_nll": _mean_of("nll", given[1]),
+        "given_hit": _mean_of("hit", given[1]),
     }
 
 
-def mean_of(values: pd.Series) -> dict[str, Any]:
-    """A mean over examples with its 95 % interval (1.96 standard errors)."""
-    numbers = values.astype(float)
+def _mean_of(name: str, examples: pd.DataFrame) -> dict[str, Any]:
+    """A mean over examples with its 95 % interval: Wilson's for the share of hits, else 1.96 standard errors."""
+    if name == "hit":
+        return rate(examples[name])
+    numbers = examples[name].astype(float)
     margin = 1.96 * float(numbers.std(ddof=1)) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
     mean = float(numbers.mean())
     return {"value": mean, "low": mean - margin, "high": mean + margin, "n": len(numbers)}

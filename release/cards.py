@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from repos import DATASET, NOBODY, ReleaseError
+from safetensors.torch import load_file
 
 from datasets_scripts import Task, get_task
 from datasets_scripts.card import describe, find_readable
@@ -20,6 +21,7 @@ from datasets_scripts.vocabulary import decode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "evaluate"))
 
+from loading import digest_weights
 from pages import parse_folders_first, render
 
 PAPER = "2602.08864"
@@ -86,6 +88,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise ReleaseError(
                 f"`{name}` in {folder}/metrics.json is {evaluated!r}, but must be {own!r}, as this checkpoint's is."
             )
+    # Evaluations from before 2026-11-26 do not say which weights they are of.
+    digest = digest_weights(load_file(folder / "model.safetensors"))
+    if metrics.get("weights_digest", digest) != digest:
+        raise ReleaseError(f"{folder}/metrics.json is of other weights than those beside it; evaluate these.")
     return Checkpoint(folder.resolve().name, config, generation, recipe, metrics)
 
 
@@ -139,7 +145,7 @@ def _list_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
         ("mean_depth", "Mean depth at answers", metrics["splits"][0], metrics["depth"]["value"]),
     ]
     beyond = metrics["analyses"]["generalization"].get("beyond", {})
-    if "accuracy_beyond" in beyond:
+    if "accuracy_beyond" in beyond and "kl" not in metrics["given"]:
         found.append(("accuracy", "Accuracy beyond training sizes", metrics["splits"][-1], beyond["accuracy_beyond"]))
     return [
         EvalResult(

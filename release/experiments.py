@@ -57,6 +57,12 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise PlanError(f"The plan {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise PlanError(f"The plan {path} must be a mapping of runs, NAME: {{recipe: ...}}.")
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise PlanError(f"`only` is {only!r}, but must be a regular expression: {error}") from error
     runs = []
     for name, settings in content.items():
         unknown = set(settings) - {"recipe", "set", "evaluate"}
@@ -64,7 +70,7 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
             raise PlanError(
                 f"The run {name} of {path} has {sorted(settings)}, but must have recipe, and may have set and evaluate."
             )
-        if re.search(only, name):
+        if pattern.search(name):
             runs.append(Planned(name, **settings))
     if not runs:
         raise PlanError(f"`only` is {only!r}, but must be found in one of {', '.join(content)}.")
@@ -106,7 +112,8 @@ def _call(command: list[str], log: Path, jobs: int) -> str:
             stderr=subprocess.STDOUT,
             check=False,
         )
-    return "" if done.returncode == 0 else f"{log.read_text().splitlines()[-1]} (all of it in {log})"
+    said = log.read_text().splitlines() or [f"it ended with {done.returncode}, without a word"]
+    return "" if done.returncode == 0 else f"{said[-1]} (all of it in {log})"
 
 
 def main() -> None:

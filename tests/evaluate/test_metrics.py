@@ -240,6 +240,33 @@ def test_the_contrast_counts_what_size_and_static_features_share_for_them():
     assert "size" not in one_size["terms"]
 
 
+def test_a_contrast_that_hangs_on_the_last_place_turns_where_places_are_known():
+    """Depth is 1 where an answer ends and else follows size. That nothing is enabled says where it ends, so the state
+    seems to explain depth. It was published as a finding once."""
+    table = made_features({"size": 0.3})
+    end = table.groupby("example").cumcount(ascending=False) == 0
+    table["depth"] = table["depth"].where(~end, 1) - 4.0 * end
+    table["enabled_state"] = np.where(end, 0, 1 + table["enabled_state"].abs())
+    table["place"] = np.where(end, "end", "middle")
+    found = explain_depth(table, resamples=50)
+    assert found["contrast"]["low"] > 0
+    assert found["contrast_given_place"]["high"] < 0
+    assert explain_depth(table.drop(columns="place"), resamples=10)["contrast_given_place"] is None
+
+
+def test_features_of_the_token_count_for_neither_side_in_the_last_contrast():
+    """Depth follows the degree of the vertex that was read, which the paper's grouping calls static."""
+    table = made_features({})
+    assert (table.groupby("example")["degree_static"].nunique() > 1).any()
+    table["edges_static"] = table["size"] * 2 + table["example"] % 3
+    table["depth"] = table["degree_static"] + 0.5 * table["frontier_state"]
+    found = explain_depth(table, resamples=50)
+    assert found["contrast"]["high"] < 0
+    assert found["contrast_given_token"]["low"] > 0
+    same = explain_depth(table.assign(degree_static=table["example"] % 5), resamples=10)
+    assert same["contrast_given_token"] is None
+
+
 def test_shares_agree_with_statsmodels():
     import statsmodels.api as sm
 

@@ -19,16 +19,16 @@ def align(
     table: pd.DataFrame,
     depth: str = "depth",
     against: tuple[str, ...] = ("size", "difficulty"),
-    given: str = "size",
+    given: tuple[str, ...] = ("size",),
     resamples: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Spearman's correlation of depth with each column of `against`, and with all but `given` also its partial one.
+    """Spearman's correlation of depth with each column of `against`, and its partial ones.
 
     Args:
         table: One row a token (or example): `example`, `correct`, `depth`, and the columns of `against`.
         depth: Column of the depths, allocated or expected, in iterations.
-        given: Column held constant in partial correlations; its values are taken as categories.
+        given: Columns held constant, each in a partial correlation of its own; their values are taken as categories.
         resamples: Of the bootstrap, which draws examples, not tokens, with replacement.
 
     Returns:
@@ -40,9 +40,10 @@ def align(
         found[subset] = {}
         for name in against:
             found[subset][name] = estimate(rows, partial(_correlate, depth, name), resamples, seed)
-            if name != given:
-                controlled = partial(_correlate, depth, name, given=given)
-                found[subset][f"{name} given {given}"] = estimate(rows, controlled, resamples, seed)
+            for held in given:
+                if name != held:
+                    controlled = partial(_correlate, depth, name, given=held)
+                    found[subset][f"{name} given {held}"] = estimate(rows, controlled, resamples, seed)
     return found
 
 

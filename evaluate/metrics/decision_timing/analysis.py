@@ -8,12 +8,16 @@ import statsmodels.api as sm
 
 STATIC, STATE = "_static", "_state"
 
+# The paper's own, and those in which more is known.
+CONTRASTS = ("contrast", "contrast_given_place", "contrast_given_token")
+
 
 def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 200, seed: int = 0) -> dict[str, Any]:
     """Least squares of depth on standardised features, with size as categories.
 
     Args:
-        table: One row a token: `example`, `size`, depth, and features whose names end in `_static` or `_state`.
+        table: One row a token: `example`, `size`, depth, and features whose names end in `_static` or `_state`; and, if
+            it has one, `place`, a category: where in the answer a token stands.
         depth: Column of the depths, expected or allocated, in iterations.
         resamples: Of the bootstrap over examples.
 
@@ -22,8 +26,11 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
         `coefficient` (iterations per standard deviation, standard errors clustered by example; features alone), `alone`
         (share of the variance that it explains by itself) and `lost` (what the whole loses without it), each with
         `value`, `low`, `high`. `contrast`: what is lost without the state, less what is lost without size and static
-        features. All shares are adjusted for the number of columns. `left_out`: features that are constant, or say the
-        same as others. `reason` where nothing can be said.
+        features. It hangs on what else is known, so it has companions: `contrast_given_place`, in a regression that
+        knows the place too, and `contrast_given_token`, which also leaves alone static features that change from token
+        to token, such as the degree of the vertex that was read last. None where there is nothing more to be known. All
+        shares are adjusted for the number of columns. `left_out`: features that are constant, or say the same as
+        others. `reason` where nothing can be said.
     """
     features = [name for name in table.columns if name.endswith((STATIC, STATE))]
     table = table.dropna(subset=[depth, *features])
@@ -34,6 +41,7 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
     sizes = pd.get_dummies(table["size"], prefix="size", drop_first=True, dtype=float)
     design, left_out = _drop_dependent(table[features].astype(float), sizes)
     features = [name for name in features if name in design.columns]
+    of_tokens = [name for name in features if name.endswith(STATIC) and _varies_within(table, name)]
     groups = {
         "size": list(sizes.columns),
         **{name: [name] for name in features},
@@ -46,18 +54,18 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
     fit = sm.OLS(y, sm.add_constant(design)).fit(
         cov_type="cluster", cov_kwds={"groups": pd.factorize(table["example"])[0]}
     )
-    shares = _bootstrap_shares(design, y, table["example"], groups, resamples, seed)
+    places = pd.get_dummies(table["place"], prefix="place", drop_first=True, dtype=float) if "place" in table else None
+    shares = _bootstrap_shares(design, places, of_tokens, y, table["example"], groups, resamples, seed)
     found: dict[str, Any] = {}
     for name in groups:
         found[name] = {"alone": shares[name, "alone"], "lost": shares[name, "lost"]}
         if name in features:
             low, high = fit.conf_int().loc[name]
             found[name]["coefficient"] = {"value": float(fit.params[name]), "low": float(low), "high": float(high)}
-    contrast = shares.get(("contrast", "state less static"))
     return {
         "r2": shares["all", "r2"],
         "terms": found,
-        "contrast": contrast,
+        **{name: shares.get((name, "state less static")) for name in CONTRASTS},
         "left_out": left_out,
         "n": len(table),
         "reason": "",
@@ -81,26 +89,42 @@ def _drop_dependent(features: pd.DataFrame, sizes: pd.DataFrame) -> tuple[pd.Dat
     return design, left_out
 
 
+def _varies_within(table: pd.DataFrame, name: str) -> bool:
+    """Whether a feature differs between tokens of one example."""
+    return bool((table.groupby("example")[name].nunique() > 1).any())
+
+
 def _bootstrap_shares(
-    design: pd.DataFrame, y: pd.Series, examples: pd.Series, groups: dict[str, list[str]], resamples: int, seed: int
+    design: pd.DataFrame,
+    places: pd.DataFrame | None,
+    of_tokens: list[str],
+    y: pd.Series,
+    examples: pd.Series,
+    groups: dict[str, list[str]],
+    resamples: int,
+    seed: int,
 ) -> dict[tuple[str, str], dict[str, float]]:
     """Shares of variance with 95 % intervals over resampled examples.
 
     A resample's regressions need only its sums of products, and those are sums over its examples.
     """
-    columns = np.column_stack([np.ones(len(design)), design, y])
+    known = pd.DataFrame(index=design.index) if places is None else places
+    columns = np.column_stack([np.ones(len(design)), design, known, y])
     codes, _ = pd.factorize(examples)
     order = np.argsort(codes, kind="stable")
     parts = np.split(columns[order], np.flatnonzero(np.diff(codes[order])) + 1)
     products = np.stack([part.T @ part for part in parts])
     rng = np.random.default_rng(seed)
-    names = [*design.columns]
-    places = {name: [1 + names.index(column) for column in own] for name, own in groups.items()}
-    whole = _shares(products.sum(0), places)
+    names = [*design.columns, *known.columns]
+    where = {
+        name: [1 + names.index(column) for column in own]
+        for name, own in {**groups, "place": list(known.columns), "of tokens": of_tokens}.items()
+    }
+    whole = _shares(products.sum(0), where)
     drawn: dict[tuple[str, str], list[float]] = {key: [] for key in whole}
     for _ in range(resamples):
         weights = np.bincount(rng.integers(len(products), size=len(products)), minlength=len(products))
-        for key, value in _shares(np.tensordot(weights, products, 1), places).items():
+        for key, value in _shares(np.tensordot(weights, products, 1), where).items():
             drawn[key].append(value)
     found = {}
     for key, value in whole.items():
@@ -110,17 +134,38 @@ def _bootstrap_shares(
     return found
 
 
-def _shares(products: np.ndarray, places: dict[str, list[int]]) -> dict[tuple[str, str], float]:
-    """R^2 of the whole, of each group alone, and the loss without it, from sums of products of (1, columns, y)."""
-    every = list(range(1, len(products) - 1))
+def _shares(products: np.ndarray, where: dict[str, list[int]]) -> dict[tuple[str, str], float]:
+    """R^2 of the whole, of each group alone, and the loss without it; and the contrasts.
+
+    `products`: sums of products of (1, columns, y). `where`: the columns of each group; "place" and "of tokens" are
+    known beside them in the contrasts alone.
+    """
+    groups = {name: own for name, own in where.items() if name not in ("place", "of tokens")}
+    every = [column for column in range(1, len(products) - 1) if column not in where["place"]]
     full = _r2(products, every)
     found = {("all", "r2"): full}
-    for name, own in places.items():
+    for name, own in groups.items():
         found[name, "alone"] = _r2(products, own)
-        found[name, "lost"] = full - _r2(products, [place for place in every if place not in own])
-    if "size and static" in places and "state" in places:
-        found["contrast", "state less static"] = found["state", "lost"] - found["size and static", "lost"]
+        found[name, "lost"] = full - _r2(products, [column for column in every if column not in own])
+    if "size and static" in groups and "state" in groups:
+        found[CONTRASTS[0], "state less static"] = found["state", "lost"] - found["size and static", "lost"]
+        everything = [*every, *where["place"]]
+        of_instance = [column for column in groups["size and static"] if column not in where["of tokens"]]
+        if where["place"]:
+            found[CONTRASTS[1], "state less static"] = _contrast(
+                products, everything, groups["state"], groups["size and static"]
+            )
+        if where["of tokens"] and of_instance:
+            found[CONTRASTS[2], "state less static"] = _contrast(products, everything, groups["state"], of_instance)
     return found
+
+
+def _contrast(products: np.ndarray, every: list[int], state: list[int], static: list[int]) -> float:
+    """What R^2 loses without `state`, less what it loses without `static`: the R^2 of all but each, the other way."""
+    without_state, without_static = (
+        _r2(products, [column for column in every if column not in own]) for own in (state, static)
+    )
+    return without_static - without_state
 
 
 def _r2(products: np.ndarray, places: list[int]) -> float:
@@ -138,4 +183,4 @@ def _r2(products: np.ndarray, places: list[int]) -> float:
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    return {"r2": None, "terms": {}, "contrast": None, "left_out": [], "n": 0, "reason": reason}
+    return {"r2": None, "terms": {}, **dict.fromkeys(CONTRASTS), "left_out": [], "n": 0, "reason": reason}

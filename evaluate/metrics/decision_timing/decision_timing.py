@@ -16,12 +16,14 @@ Args:
     references: size of the token's example.
     examples: number of the token's example.
     features: {name: values of each token}; names end in `_static` or `_state`.
+    places: where in the answer each token stands, any labels; without them there is no contrast given the place.
     resamples: of the bootstrap over examples.
     seed: of the bootstrap.
 
 Returns:
     `r2`; under `terms`, for size, each feature, and all `static` and `state` ones: `alone`, `lost` (shares of variance)
-    and `coefficient`, with intervals; `left_out`; `reason` where nothing can be said.
+    and `coefficient`, with intervals; `contrast`, `contrast_given_place`, `contrast_given_token`; `left_out`; `reason`
+    where nothing can be said.
 
 Example:
     >>> metric = evaluate.load("evaluate/metrics/decision_timing")
@@ -54,8 +56,11 @@ class DecisionTiming(evaluate.Metric):
         references: list[int],
         examples: list[int],
         features: dict[str, list[float]],
+        places: list[Any] | None = None,
         resamples: int = 200,
         seed: int = 0,
     ) -> dict[str, Any]:
         table = pd.DataFrame({"depth": predictions, "size": references, "example": examples, **features})
+        if places is not None:
+            table["place"] = places
         return explain_depth(table, resamples=resamples, seed=seed)
