@@ -45,7 +45,8 @@ An instance decides its split, by a hash of its canonical form: 90 of 100 belong
 So no instance is in two of them, in any build, at any seed, or in the endless streams of the generators.
 `extrapolation` holds sizes beyond those that train has. Sizes in train follow the task's weights; in the other splits
 all are drawn alike (where the task chooses them), but no instance comes twice, so that a size with few instances is
-rare. `generation.json` says what was drawn, and any row can be made again from it.
+rare. `generation.json` says what was drawn, and `remake_row` in `datasets_scripts/build.py` makes any row again from
+it.
 
 | config | split | rows | sizes | rows of the rarest size | repeated instances |
 | --- | --- | --- | --- | --- | --- |

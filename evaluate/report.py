@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from claims import judge
 from figures import FIGURES, Run
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from measures import read_evaluations
 from pages import parse_folders_first, show
 
@@ -95,7 +95,9 @@ def write_report(runs: list[Run], out: Path) -> Path:
         }
         for config, own in chapters.items()
     ]
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
     page = environment.get_template("report.html.jinja").render(chapters=content)
     write_whole(out / "report.html", page)
     return out / "report.html"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import yaml
 from claims import judge
 from figures import FIGURES
 from pages import parse_folders_first, render
@@ -23,6 +24,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from datasets_scripts.files import write_whole
 
 _HERE = Path(__file__).parent
+_PLAN = _HERE.parent / "release" / "mini.yaml"
 
 DECIDERS = ("online", "early", "fixed")
 _DOTS_PER_INCH = 75
@@ -48,7 +50,9 @@ def read_metrics(folder: Path) -> Metrics:
 def make_page(metrics: Metrics, figures: set[str]) -> str:
     """The text of the page. `figures`: names of the images beside it."""
     chapters = [_make_chapter(config, metrics, figures) for config in _configs(metrics)]
-    return render(_HERE / "results.md.jinja", chapters=chapters)
+    planned = yaml.safe_load(_PLAN.read_text())
+    missing = [name for name in planned if name not in metrics]
+    return render(_HERE / "results.md.jinja", chapters=chapters, missing=missing)
 
 
 def make_table(metrics: Metrics) -> str:

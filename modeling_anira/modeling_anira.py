@@ -386,6 +386,9 @@ class AniraPreTrainedModel(PreTrainedModel):
             A [`Flops`], whose fields are floating-point operations by part (a multiply-add is 2).
         """
         require(exit_depths.dim() == 2, "exit_depths", tuple(exit_depths.shape), "of shape (batch, tokens)")
+        if attention_mask is not None:
+            shape = tuple(attention_mask.shape)
+            require(len(shape) == 2, "attention_mask", f"of shape {shape}", "of shape (batch, past_length + tokens)")
         batch, length = exit_depths.shape
         check_attention_mask(attention_mask, (batch, length), past_length)
         real = None if attention_mask is None else attention_mask[:, past_length:].bool()
@@ -657,6 +660,8 @@ class AniraModel(AniraPreTrainedModel):
             max_depth=deepest,
         )
         check_exit_rule(rule.name, rule.quantile, rule.min_depth, rule.max_depth, config)
+        if exit_quantile is not None and rule.name != "quantile" and not self.training:
+            refuse("exit_quantile", repr(exit_quantile), f"left out: `exit_rule` is {rule.name!r}, which reads none")
         return rule
 
     def _execution(self, output_attentions: bool | None, exit_depths: torch.Tensor | None, paged: bool) -> str:

@@ -129,6 +129,12 @@ def main() -> None:
     """Fine-tunes as the command line says, and saves model, code and tokenizer to the output folder."""
     parser = HfArgumentParser((FinetuneArguments, TrainingArguments))  # type: ignore[arg-type]
     arguments, training = parser.parse_args_into_dataclasses()
+    if training.label_smoothing_factor:
+        # The stock Trainer would take labels for shifted already, and leave out the compute loss.
+        sys.exit(
+            f"finetune.py: `label_smoothing_factor` is {training.label_smoothing_factor}, but must be 0: the loss is "
+            "the model's own."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
         model = AutoModelForCausalLM.from_pretrained(

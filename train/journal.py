@@ -14,12 +14,20 @@ from datasets_scripts.files import read_json_lines, write_whole
 class Journal:
     """Writes on the main process alone. Every line of `log.jsonl` has `step` and `kind` ("train" or "evaluation")."""
 
-    def __init__(self, accelerator: Accelerator, path: Path, first_step: int, steps: int) -> None:
-        """Lines beyond `first_step` are dropped: a run that was stopped after its last checkpoint makes them again."""
+    def __init__(self, accelerator: Accelerator, path: Path, first_step: int, steps: int, finished: bool) -> None:
+        """Takes up the log of a run that stopped after `first_step`; of one that is `finished`, as it stands.
+
+        What the run makes again is dropped: all beyond that step, and the evaluation there, which may be half done.
+        """
         self.accelerator, self.path = accelerator, path
         if accelerator.is_main_process:
             known = read_json_lines(path) if path.exists() else []
-            lines = [line for line in known if line["step"] <= first_step]
+            again = {"evaluation"} if not finished else set()
+            lines = [
+                line
+                for line in known
+                if line["step"] < first_step or (line["step"] == first_step and line["kind"] not in again)
+            ]
             write_whole(path, "".join(f"{json.dumps(line)}\n" for line in lines))
         self.bar = tqdm(
             total=steps, initial=first_step, unit="step", file=sys.stderr, disable=not accelerator.is_main_process

@@ -84,9 +84,12 @@ class Pretraining:
             project_dir=str(self.out / "trackers"),
             kwargs_handlers=handlers,
         )
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if recipe.optimizer == "muon" and sharded:
-            raise RecipeError("`optimizer` is 'muon', which needs whole matrices; where they are sharded take 'adamw'.")
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            kind = self.accelerator.distributed_type.value
+            raise RecipeError(
+                f"`accelerate config` says {kind}, which shards weights; these runs are small enough for whole ones: "
+                "say MULTI_GPU, or no distributed training at all."
+            )
         self.task = recipe.make_task()
         set_seed(recipe.seed)
         model = AniraForCausalLM(config)
@@ -115,7 +118,8 @@ class Pretraining:
             self.accelerator.init_trackers("anira", config={name: str(value) for name, value in asdict(recipe).items()})
             if self.accelerator.is_main_process and not self.accelerator.trackers:
                 raise RecipeError(f"`--report_to` is {tracker!r}, which is not installed.")
-        self.journal = Journal(self.accelerator, self.out / "log.jsonl", self.step, recipe.steps)
+        self.finished = self.step == recipe.steps and (self.out / "model").exists()
+        self.journal = Journal(self.accelerator, self.out / "log.jsonl", self.step, recipe.steps, self.finished)
 
     def _open_folder(self, resume: bool) -> None:
         """Makes the run's folder, or takes up what it holds. Refuses another recipe's."""
@@ -155,6 +159,8 @@ class Pretraining:
             # Else a loader draws from the global random state, once more after each resumption.
             generator=torch.Generator(),
         )
+        if self.step and not self.finished:
+            self._evaluate_if_due()
         self.model.train()
         begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
         for micro_batches in loader:
@@ -178,14 +184,14 @@ class Pretraining:
                     {**values, "tokens": self.tokens, "processes": self.accelerator.num_processes, **speed},
                 )
                 begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
-            if last or _due(self.step, recipe.evaluate_every):
-                self._evaluate()
-                begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
+            # First: what asked to stop may not wait for an evaluation, which the next start makes up for.
             if last or stop or _due(self.step, recipe.checkpoint_every):
                 self._save_checkpoint()
             if stop and not last:
                 self.journal.say(f"Stopped by a signal after step {self.step}; --resume goes on from there.")
                 return
+            if self._evaluate_if_due():
+                begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
         self._save_model()
 
     def _train_step(self, micro_batches: list[dict[str, Any]]) -> tuple[dict[str, float], bool]:
@@ -257,7 +263,10 @@ class Pretraining:
             f"{indices}. Last good checkpoint: {last}."
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate_if_due(self) -> bool:
+        """Answers rows of the validation splits, if the recipe wants that after this step; whether it did."""
+        if self.step < self.recipe.steps and not _due(self.step, self.recipe.evaluate_every):
+            return False
         splits = ["validation"]
         if self.task.config.extrapolation_size > self.task.config.max_size:
             splits.append("extrapolation")
@@ -268,6 +277,7 @@ class Pretraining:
                 f"step {self.step} {split}: accuracy {values['accuracy']:.3f}, depth {values['depth']:.2f} at answers, "
                 f"{values['depth_all']:.2f} over all tokens"
             )
+        return True
 
     def _save_checkpoint(self) -> None:
         progress = {"tokens": self.tokens, "processes": self.accelerator.num_processes}
@@ -275,11 +285,9 @@ class Pretraining:
 
     def _save_model(self) -> None:
         """The model with its tokenizer, as `from_pretrained` takes it; whole or not at all."""
-        # Where weights are sharded, all processes have to hand in theirs.
-        weights = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             unfinished, finished = self.out / "model.unfinished", self.out / "model"
-            self.accelerator.unwrap_model(self.model).save_pretrained(unfinished, state_dict=weights)
+            self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
             make_tokenizer().save_pretrained(unfinished)
             shutil.rmtree(finished, ignore_errors=True)
             unfinished.rename(finished)

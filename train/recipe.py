@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from modeling_anira import AniraConfig
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant_with_warmup", "cosine")
 PRECISIONS = ("no", "bf16")
-
+_EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 
 # Fields of AniraConfig that a recipe settles elsewhere.
 _NOT_THE_MODELS = {
@@ -186,7 +187,7 @@ def read_recipe(path: str | Path, settings: list[str]) -> Recipe:
     Raises a RecipeError that names the field, its value, and what is allowed.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = _read_yaml(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
     _require(isinstance(content, dict), "recipe", path, "a YAML file of `name: value` lines")
@@ -197,10 +198,27 @@ def read_recipe(path: str | Path, settings: list[str]) -> Recipe:
         target = content.setdefault(place, {}) if inner else content
         _require(isinstance(target, dict), "--set", setting, f"of a map; `{place}` is {target!r}")
         try:
-            target[inner or place] = yaml.safe_load(value)
+            target[inner or place] = _read_yaml(value)
         except yaml.YAMLError as error:
             raise RecipeError(f"`--set` is {setting!r}, but its value cannot be read: {error}") from error
     return make_recipe(content)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as the number it is; YAML 1.1 wants a dot in it."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    **yaml.SafeLoader.yaml_implicit_resolvers,
+    **{
+        first: [*yaml.SafeLoader.yaml_implicit_resolvers[first], ("tag:yaml.org,2002:float", _EXPONENT)]
+        for first in "-+0123456789"
+    },
+}
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def make_recipe(content: dict[str, Any]) -> Recipe:
@@ -217,7 +235,7 @@ def make_recipe(content: dict[str, Any]) -> Recipe:
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    """`value` if it is of the field's type; YAML reads 1e-3 as text, so text that is a number becomes one."""
+    """`value` if it is of the field's type."""
     wanted = {
         int: "a whole number",
         float: "a number",
@@ -227,25 +245,22 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         tuple[int, ...]: "a list of whole numbers",
         tuple[float, float]: "two numbers",
     }
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    elif (kind is int and isinstance(value, int) and not isinstance(value, bool)) or (
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if (kind is int and isinstance(value, int) and not isinstance(value, bool)) or (
         kind is bool and isinstance(value, bool)
     ):
         return value
-    elif kind is str and isinstance(value, str | bool):
+    if kind is str and isinstance(value, str | bool):
         # YAML reads `no` as false.
         return "no" if value is False else str(value)
-    elif kind == dict[str, Any] and isinstance(value, dict):
+    if kind == dict[str, Any] and isinstance(value, dict):
         return value
-    elif kind == tuple[int, ...] and isinstance(value, list | tuple):
+    if kind == tuple[int, ...] and isinstance(value, list | tuple):
         return tuple(_convert(name, entry, int) for entry in value)
-    elif kind == tuple[float, float] and isinstance(value, list | tuple) and len(value) == 2:
+    if kind == tuple[float, float] and isinstance(value, list | tuple) and len(value) == 2:
         return (_convert(name, value[0], float), _convert(name, value[1], float))
-    elif kind not in wanted:
+    if kind not in wanted:
         return value
     raise RecipeError(f"`{name}` is {value!r}, but must be {wanted[kind]}.")
 

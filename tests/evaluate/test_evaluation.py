@@ -318,6 +318,17 @@ def test_controls_are_at_equal_mean_depth(evaluated):
     assert capped[-1]["depth_all"]["value"] == pytest.approx(learned, abs=0.5)
 
 
+def test_a_model_with_a_least_depth_is_swept_from_there_on(data, tmp_path):
+    """Once the evaluation ended in a traceback after all answers: it asked for a largest depth of 1."""
+    model = task_model("online")
+    model.generation_config.min_depth = 2
+    metrics = evaluate_model(
+        tmp_path / "out", save(tmp_path / "model", model), data, "mano-mini", sweep_rows=8, controls=False
+    )
+    swept = [point["value"] for point in metrics["sweep"] if point["setting"] == "max_depth"]
+    assert swept == list(range(2, model.config.max_depth + 1))
+
+
 def test_random_and_oracle_depths_keep_the_learned_histogram(data):
     task = open_task(str(data), "brevo-mini")
     batch = load_examples(str(data), "brevo-mini", "test", 40)

@@ -87,6 +87,7 @@ BAD_CALLS = [
     ({"exit_quantile": 0.0}, ["exit_quantile", "0.0"]),
     ({"exit_rule": "mode"}, ["exit_rule", "mode", "early"]),
     ({"exit_rule": "often"}, ["exit_rule", "often"]),
+    ({"exit_rule": "sample", "exit_quantile": 0.3}, ["exit_quantile", "0.3", "sample"]),
     ({"exit_rule": "sample", "exit_noise": torch.rand(2, 4)}, ["exit_noise", "(2, 4)", "(2, 3)"]),
     ({"exit_rule": "sample", "exit_noise": torch.ones(2, 3)}, ["exit_noise", "1.0", "[0, 1)"]),
     ({"exit_rule": "sample", "exit_noise": torch.full((2, 3), torch.nan)}, ["exit_noise", "nan", "[0, 1)"]),

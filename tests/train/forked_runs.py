@@ -20,6 +20,8 @@ from safetensors.torch import load_file  # noqa: E402
 from saving import list_checkpoints, read_progress  # noqa: E402
 
 STEPS = 20
+# Exit status of a run that said why it would not start.
+REFUSED = 3
 
 
 def recipe(**changes):
@@ -56,6 +58,8 @@ def start(out, resume=False, **changes):
             os.dup2(nowhere.fileno(), 2)
         pretrain.Pretraining(recipe(**changes), pretrain.RunArguments(config="", out=str(out), resume=resume)).run()
         code = 0
+    except pretrain.RecipeError:
+        code = REFUSED
     finally:
         os._exit(code)
 
