@@ -36,7 +36,10 @@ def align(
         on all, which has no selection in it.
     """
     found: dict[str, Any] = {}
-    for subset, rows in (("correct", table[table["correct"].astype(bool)]), ("all", table)):
+    right = table["correct"].astype(bool)
+    # Resampling copies all columns, of which a table of tokens has many.
+    table = table[list(dict.fromkeys(["example", depth, *against, *given]))]
+    for subset, rows in (("correct", table[right]), ("all", table)):
         found[subset] = {}
         for name in against:
             found[subset][name] = estimate(rows, partial(_correlate, depth, name), resamples, seed)
