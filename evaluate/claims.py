@@ -11,8 +11,9 @@ from pages import show
 # Spearman's correlation that the paper reports on MANO, BREVO and LANO, on correct items.
 _ALIGNMENT = (0.6, 0.7)
 _SIZE_ALONE_EARLY = 0.28
-# Correlations below this are called no alignment, however sure they are.
+# Correlations below this are called no alignment, and differences of shares below that none, however sure they are.
 _LEAST_ALIGNMENT = 0.2
+_LEAST_CONTRAST = 0.05
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _phases(name: str, found: dict[str, Any]) -> Claim:
 def _decision_timing(decider: str, name: str, found: dict[str, Any]) -> Claim:
     """Holds by the sign of what is lost without the state, less what is lost without size and static features.
 
-    Only where it is one sign for depth as allocated and as expected, and whatever else the regression knows.
+    Only where it is one sign, and no trifle, for depth as allocated and as expected, and whatever else the regression
+    knows.
     """
     whole, early = found["expected_depth"], decider == "early"
     finding = (
@@ -156,7 +158,10 @@ def _decision_timing(decider: str, name: str, found: dict[str, Any]) -> Claim:
     if contrasts:
         values = [contrast["value"] for contrast in contrasts]
         ours += f"; difference {min(values):.2f} to {max(values):.2f}, by depth and by what else is known"
-    signs = {(contrast["low"] > 0) - (contrast["high"] < 0) for contrast in contrasts}
+    signs = {
+        0 if abs(contrast["value"]) < _LEAST_CONTRAST else (contrast["low"] > 0) - (contrast["high"] < 0)
+        for contrast in contrasts
+    }
     if signs not in ({1}, {-1}):
         return Claim(finding, paper, name, ours, "unknown")
     return Claim(finding, paper, name, ours, "yes" if (signs == {1}) != early else "no")

@@ -246,6 +246,7 @@ def test_a_decision_is_timed_by_what_all_regressions_say():
     assert judge_timing("early", instance, instance, instance) == "yes"
     assert judge_timing("online", state, neither, state) == "unknown"
     assert judge_timing("online", state, state, state, instance) == "unknown"
+    assert judge_timing("online", state, state, state, around(0.04, 0.001)) == "unknown"
 
 
 def judge_part(part, found):
