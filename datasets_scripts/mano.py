@@ -1,10 +1,10 @@
 """MANO: the value of an arithmetic expression in prefix notation, modulo a prime.
 
-    <bos> <len_2> + 3 * 2 4 <ans> 11 <eos>
+    <bos> <len_2> + 1 * 1 3 <ans> 4 <eos>
 
 An instance is the expression. Its size is the number of operators, its difficulty the height of its tree: operators on
 one path must be applied one after the other, all others could be at the same time. From Allen-Zhu (arXiv 2512.17351)
-after the published generator; training sizes 3 to 16 as in ANIRA (arXiv 2602.08864).
+after the published generator; the `paper` preset has training sizes 3 to 16, as ANIRA (arXiv 2602.08864) has.
 """
 
 import math
