@@ -82,13 +82,19 @@ def test_what_is_missing_is_said_before_anything_is_written(checkpoint, dataset,
     assert not out.exists()
 
 
-def test_weights_that_do_not_fit_are_refused_and_the_old_repo_stays(assembled, checkpoint, tmp_path):
+@pytest.mark.parametrize(("says", "error"), [(True, "of other weights"), (False, "do not fit")])
+def test_weights_that_do_not_fit_are_refused_and_the_old_repo_stays(says, error, assembled, checkpoint, tmp_path):
+    """Also beside metrics of an older evaluation, which do not say which weights they are of."""
     out = shutil.copytree(assembled, tmp_path / "hub")
     folder = shutil.copytree(checkpoint, tmp_path / NAME)
     weights = load_file(folder / "model.safetensors")
     weights.pop(next(iter(weights)))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ReleaseError, match="do not fit"):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    if not says:
+        del metrics["weights_digest"]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(ReleaseError, match=error):
         assemble.assemble_model(folder, out, OWNER)
     assert digest(out) == digest(assembled)
 
