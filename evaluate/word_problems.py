@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, load_dataset
 from loading import load_model, load_tokenizer
-from metrics.alignment.analysis import estimate, spearman
+from metrics.alignment.analysis import Statistic, estimate, spearman
 from run import rate, without_nan
 from transformers import HfArgumentParser
 
@@ -132,14 +132,17 @@ def measure_levels(table: pd.DataFrame, seed: int) -> dict[str, Any]:
     numbered = table.assign(level=table["level"].map(LEVELS.index))
     levels = {}
     for level, own in table.groupby("level", sort=False):
-        mean = estimate(own, lambda rows: float(rows["depth"].mean()), 500, seed)
+        mean = estimate(own, _mean, ("depth",), 500, seed)
         levels[str(level)] = {
             "accuracy": rate(own["correct"]),
             "depth": mean,
             "depth_all": float(own["depth_all"].mean()),
         }
-    follows = estimate(numbered, lambda rows: spearman(rows["depth"], rows["level"]), 500, seed)
-    return {"levels": levels, "depth_with_level": follows}
+    return {"levels": levels, "depth_with_level": estimate(numbered, spearman, ("depth", "level"), 500, seed)}
+
+
+def _mean(values: np.ndarray) -> Statistic:
+    return lambda repeats: float(np.average(values, weights=repeats))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from metrics.alignment.analysis import align
 from metrics.decision_timing.analysis import explain_depth
 from metrics.dynamics.analysis import find_phases
 from metrics.generalization.analysis import beyond_training, by_size
+from scipy import stats
 
 SEED = 7
 METRICS = ("alignment", "generalization", "dynamics", "decision_timing")
@@ -63,6 +64,36 @@ def test_shuffled_depths_give_an_interval_around_zero():
     table["depth"] = np.random.default_rng(SEED).permutation(table["depth"])
     for estimate in align(table, resamples=200)["all"].values():
         assert estimate["low"] < 0 < estimate["high"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_values_and_intervals_are_those_of_scipy_on_rows_that_are_really_drawn(whole):
+    """Rows are not copied in a resample, but counted, by kinds: that must be the same."""
+    table = made_tokens(examples=40, tokens=7, effect=0.5)
+    table["cell"] = np.tile(np.arange(7) // 3, 40)
+    if whole:
+        table[["depth", "difficulty"]] = table[["depth", "difficulty"]].round()
+
+    def plain(rows):
+        return stats.spearmanr(rows["depth"], rows["difficulty"]).statistic
+
+    def held(rows):
+        ranks = rows[["depth", "difficulty"]].rank()
+        rest = ranks - ranks.groupby(rows["cell"]).transform("mean")
+        return stats.pearsonr(rest["depth"], rest["difficulty"]).statistic
+
+    found = align(table, against=("difficulty",), given=("cell",), resamples=50, seed=SEED)["all"]
+    for name, statistic in (("difficulty", plain), ("difficulty given cell", held)):
+        drawn = stats.bootstrap(
+            (np.arange(40),),
+            lambda chosen, statistic=statistic: statistic(table.iloc[(chosen[:, None] * 7 + np.arange(7)).ravel()]),
+            n_resamples=50,
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(SEED),
+        ).bootstrap_distribution
+        expected = [statistic(table), *np.quantile(drawn, [0.025, 0.975])]
+        assert [found[name][part] for part in ("value", "low", "high")] == pytest.approx(expected, abs=1e-9)
 
 
 def test_tokens_of_one_example_are_no_independent_evidence():

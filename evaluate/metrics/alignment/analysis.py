@@ -2,17 +2,17 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import sparse, stats
 
 # A share of resamples in which a correlation may be undefined; with more, the interval would rest on the others alone.
 _UNDEFINED = 0.05
 
 Estimate = dict[str, Any]  # value, low, high (95 %), n, and reason where value is None
+Statistic = Callable[[np.ndarray], float]  # Of how often each row occurs.
 
 
 def align(
@@ -36,53 +36,88 @@ def align(
         on all, which has no selection in it.
     """
     found: dict[str, Any] = {}
-    right = table["correct"].astype(bool)
-    # Resampling copies all columns, of which a table of tokens has many.
-    table = table[list(dict.fromkeys(["example", depth, *against, *given]))]
-    for subset, rows in (("correct", table[right]), ("all", table)):
+    for subset, rows in (("correct", table[table["correct"].astype(bool)]), ("all", table)):
         found[subset] = {}
         for name in against:
-            found[subset][name] = estimate(rows, partial(_correlate, depth, name), resamples, seed)
+            found[subset][name] = estimate(rows, spearman, (depth, name), resamples, seed)
             for held in given:
                 if name != held:
-                    controlled = partial(_correlate, depth, name, given=held)
-                    found[subset][f"{name} given {held}"] = estimate(rows, controlled, resamples, seed)
+                    controlled = estimate(rows, partial_spearman, (depth, name, held), resamples, seed)
+                    found[subset][f"{name} given {held}"] = controlled
     return found
 
 
-def _correlate(depth: str, other: str, rows: pd.DataFrame, given: str | None = None) -> float:
-    if given is None:
-        return spearman(rows[depth], rows[other])
-    return partial_spearman(rows[depth], rows[other], rows[given])
+def spearman(depth: np.ndarray, other: np.ndarray) -> Statistic:
+    """Spearman's correlation of rows, each of which occurs so often; NaN if either is constant.
+
+    It takes numbers (rows,), and is a function of repeats (rows,), as for the partial one.
+    """
+    left, right = _rank(depth), _rank(other)
+    return lambda repeats: _correlate(left(repeats), right(repeats), repeats)
 
 
-def spearman(depth: pd.Series, other: pd.Series) -> float:
-    """Spearman's correlation; NaN if either is constant."""
-    if depth.nunique() < 2 or other.nunique() < 2:
-        return float("nan")
-    return float(stats.spearmanr(depth, other).statistic)
-
-
-def partial_spearman(depth: pd.Series, other: pd.Series, given: pd.Series) -> float:
+def partial_spearman(depth: np.ndarray, other: np.ndarray, given: np.ndarray) -> Statistic:
     """The correlation of ranks left after each group of equal `given` is centred; NaN if nothing varies within groups.
 
     So whatever `given` alone explains, linear or not, is gone.
     """
-    left, right = (values.rank() - values.rank().groupby(given).transform("mean") for values in (depth, other))
-    if np.ptp(left) < 1e-9 or np.ptp(right) < 1e-9:
-        return float("nan")
-    return float(stats.pearsonr(left, right).statistic)
+    left, right = _rank(depth), _rank(other)
+    groups = np.unique(given, return_inverse=True)[1]
+
+    def centre(ranks: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+        # A group that does not occur has no mean, and no weight.
+        means = np.bincount(groups, ranks * repeats) / np.maximum(np.bincount(groups, repeats), 1)
+        return ranks - means[groups]
+
+    return lambda repeats: _correlate(centre(left(repeats), repeats), centre(right(repeats), repeats), repeats)
 
 
-def estimate(rows: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], resamples: int, seed: int) -> Estimate:
-    """`statistic` of the rows, with a 95 % percentile interval over resampled examples; never a NaN."""
+def _rank(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The rank of each row, the mean of those that are tied, as a function of how often each occurs."""
+    values = np.asarray(values, dtype=float)
+    codes = np.unique(values, return_inverse=True)[1]
+
+    def rank(repeats: np.ndarray) -> np.ndarray:
+        counts = np.bincount(codes, repeats)
+        ranks = np.cumsum(counts) - (counts - 1) / 2
+        return np.where(np.isnan(values), np.nan, ranks[codes])
+
+    return rank
+
+
+def _correlate(left: np.ndarray, right: np.ndarray, repeats: np.ndarray) -> float:
+    """Pearson's correlation of rows that occur so often; NaN if either is constant, but for rounding."""
+    covariance = np.cov(left, right, ddof=0, fweights=repeats.astype(int))
+    variances = np.diag(covariance)
+    return float(covariance[0, 1] / np.sqrt(variances.prod())) if variances.min() > 1e-9 else float("nan")
+
+
+def estimate(
+    rows: pd.DataFrame,
+    statistic: Callable[..., Statistic],
+    columns: tuple[str, ...],
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """`statistic` of columns of the rows, with a 95 % percentile interval over resampled examples; never a NaN.
+
+    Args:
+        rows: `example`, and the columns, of numbers.
+        statistic: It takes the columns, and is then a function of how often each of their rows occurs. So a resample
+            costs no more than there are different rows, which are few where depths are whole.
+    """
     if not len(rows):
         return _undefined("there are no items", 0)
-    value = statistic(rows)
+    examples, names = pd.factorize(rows["example"], sort=True)
+    kinds = rows[list(columns)].drop_duplicates()
+    kind = rows.groupby(list(columns), sort=False, dropna=False).ngroup()
+    # (kinds, examples): how often each kind of row is in each example.
+    counts = sparse.coo_array((np.ones(len(rows)), (kind, examples))).tocsr()
+    of_kinds = statistic(*(kinds[column].to_numpy() for column in columns))
+    value = of_kinds(counts.sum(axis=1))
     if not np.isfinite(value):
         return _undefined("depth or the other quantity is constant", len(rows))
-    places = list(rows.reset_index(drop=True).groupby("example").indices.values())
-    if len(places) < 10:
+    if len(names) < 10:
         return {
             "value": value,
             "low": None,
@@ -90,16 +125,12 @@ def estimate(rows: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], res
             "n": len(rows),
             "reason": "fewer than 10 examples: no interval",
         }
-
-    def resample(chosen: np.ndarray) -> float:
-        return statistic(rows.iloc[np.concatenate([places[example] for example in chosen])])
-
     with warnings.catch_warnings():
         # Of resamples in which nothing varies: they are counted below.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         drawn = stats.bootstrap(
-            (np.arange(len(places)),),
-            resample,
+            (np.arange(len(names)),),
+            lambda chosen: of_kinds(counts @ np.bincount(chosen, minlength=len(names))),
             n_resamples=resamples,
             vectorized=False,
             method="percentile",
