@@ -2,10 +2,10 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,22 +46,39 @@ def write_recipe(path, **changes):
     return path
 
 
-def run(folder, *options, processes=1, limit=None, script="pretrain.py"):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    before = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
-    return subprocess.run(
-        [*launcher, str(ROOT / "train" / script), *map(str, options)],
-        capture_output=True,
+ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@cache
+def programs():
+    """The process that runs the programs; it ends with this one."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("programs.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        cwd=folder,
-        env=environment,
-        timeout=280,
-        preexec_fn=before,
-        check=False,
+        env={**os.environ, **ENVIRONMENT},
     )
+
+
+def run(folder, *options, processes=1, limit=None, script="pretrain.py"):
+    """Runs a program of `train/` in a folder, and returns how it ended, as `subprocess.run` does."""
+    said = [folder / f"{name}-{len(list(folder.glob('stderr-*')))}.txt" for name in ("stdout", "stderr")]
+    request = {
+        "folder": str(folder),
+        "script": str(ROOT / "train" / script),
+        "options": [str(option) for option in options],
+        "processes": processes,
+        "limit": limit,
+        "stdout": str(said[0]),
+        "stderr": str(said[1]),
+    }
+    server = programs()
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    statuses = json.loads(server.stdout.readline())
+    stdout, stderr = (path.read_text() for path in said)
+    return subprocess.CompletedProcess(request["options"], next(filter(None, statuses), 0), stdout, stderr)
 
 
 def read_log(out, kind="train"):
@@ -95,12 +112,27 @@ def test_killed_and_resumed_runs_are_bit_equal_to_undisturbed_ones(tmp_path):
     assert found["kept"] == ["step-00000019", "step-00000020"]
 
 
+def launch(folder, recipe):
+    """A run in two processes that the real launcher starts."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [*command, str(ROOT / "train" / "pretrain.py"), "--config", str(recipe), "--out", "two"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **ENVIRONMENT},
+        timeout=280,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize("decider", ["fixed", "online", "early"])
 def test_two_processes_train_as_one(tmp_path, decider):
     """Half of every batch each: the same loss curve, and no sign that the launcher started one process alone."""
     recipe = write_recipe(tmp_path / "r.yaml", model={"decider": decider}, evaluate_every=10)
-    one = run(tmp_path, "--config", recipe, "--out", "one")
-    two = run(tmp_path, "--config", recipe, "--out", "two", processes=2)
+    options = ["--config", recipe, "--out"]
+    one = run(tmp_path, *options, "one")
+    two = launch(tmp_path, recipe) if decider == "online" else run(tmp_path, *options, "two", processes=2)
     assert one.returncode == two.returncode == 0, two.stderr[-3000:]
     first, second = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert second[0]["processes"] == 2
