@@ -603,10 +603,14 @@ def _label_answer(
 def _search_depths(first: np.ndarray, parents: np.ndarray, codes: np.ndarray, query: int) -> np.ndarray:
     """Depth of every ancestor in a depth-first search from `query`, parents by ascending name; -1 for all others."""
     depth = np.full(len(codes), -1, np.int64)
-    by_name = np.empty_like(parents)
+    by_name = parents.copy()
     for vertex in range(len(codes)):
-        own = parents[first[vertex] : first[vertex + 1]]
-        by_name[first[vertex] : first[vertex + 1]] = own[np.argsort(codes[own])]
+        # Sorted by insertion: they are few, and a library's sort takes seconds to compile.
+        for last in range(first[vertex] + 1, first[vertex + 1]):
+            place = last
+            while place > first[vertex] and codes[by_name[place]] < codes[by_name[place - 1]]:
+                by_name[place], by_name[place - 1] = by_name[place - 1], by_name[place]
+                place -= 1
     path, next_parent = np.empty(len(codes), np.int64), first[:-1].copy()
     path[0], depth[query] = query, 0
     level = 0

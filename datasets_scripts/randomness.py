@@ -71,17 +71,20 @@ def below(state: np.ndarray, bound: int) -> int:
 def choose(state: np.ndarray, cumulative: np.ndarray) -> int:
     """An index i with probability proportional to cumulative[i] - cumulative[i-1]; `cumulative` (n,) ends in 1."""
     uniform = np.float64(next_bits(state) >> np.uint64(11)) * 2.0**-53
-    return min(int(np.searchsorted(cumulative, uniform, side="right")), len(cumulative) - 1)
+    index = 0
+    while index < len(cumulative) - 1 and cumulative[index] <= uniform:
+        index += 1
+    return index
 
 
 @compiled
 def shuffle(state: np.ndarray, values: np.ndarray) -> None:
-    """Puts the rows of `values` into a uniformly random order, in place (Fisher and Yates)."""
+    """Puts the rows of `values` (n, k) into a uniformly random order, in place (Fisher and Yates)."""
     for last in range(len(values) - 1, 0, -1):
         other = below(state, last + 1)
-        kept = values[last].copy()
-        values[last] = values[other]
-        values[other] = kept
+        # Number by number: the assignment of a slice takes seconds to compile.
+        for column in range(values.shape[1]):
+            values[last, column], values[other, column] = values[other, column], values[last, column]
 
 
 @compiled

@@ -1,7 +1,7 @@
 """Runs the programs of `train/` in forks of a process that has imported their libraries once.
 
-Importing takes most of the time of a short run, and no test is about it. Reads requests from standard input, one JSON
-object a line, and answers each with the exit statuses of its processes.
+Importing them, and compiling generators, takes most of the time of a short run, and no test is about that. Reads
+requests from standard input, one JSON object a line, and answers each with the exit statuses of its processes.
 """
 
 import json
@@ -23,7 +23,13 @@ PATIENCE = 280
 def main():
     import finetune  # noqa: F401
     import pretrain  # noqa: F401
+    import torch._dynamo  # noqa: F401
 
+    from datasets_scripts import stream
+
+    # What the first step of a run would have to load and to compile.
+    for task in ("brevo-mini", "mano-mini"):
+        next(iter(stream(task, split="train", seed=0)))
     for line in sys.stdin:
         request = json.loads(line)
         environments = [{}] if request["processes"] == 1 else launch(request["processes"])
