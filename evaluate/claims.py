@@ -11,9 +11,11 @@ from pages import show
 # Spearman's correlation that the paper reports on MANO, BREVO and LANO, on correct items.
 _ALIGNMENT = (0.6, 0.7)
 _SIZE_ALONE_EARLY = 0.28
-# Correlations below this are called no alignment, and differences of shares below that none, however sure they are.
+# What is less is called none, however sure it is: correlations, differences of shares, iterations that depth goes on
+# rising or falling by beyond the training sizes.
 _LEAST_ALIGNMENT = 0.2
 _LEAST_CONTRAST = 0.05
+_LEAST_RISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
     sampled = "kl" in metrics["given"]
     findings: dict[str, Callable[[str, dict[str, Any]], Claim]] = {
         "alignment": _token_alignment if sampled else _alignment,
-        **({} if sampled else {"generalization": _generalization}),
+        **({} if sampled else {"generalization": partial(_generalization, metrics["size_limit"])}),
         "dynamics": _phases,
     }
     if decider in ("early", "online"):
@@ -87,7 +89,7 @@ def _judge_alignment(value: dict[str, Any], by_place: dict[str, Any]) -> str:
     return "yes" if value["value"] >= _ALIGNMENT[0] else "partly"
 
 
-def _generalization(name: str, found: dict[str, Any]) -> Claim:
+def _generalization(limit: int, name: str, found: dict[str, Any]) -> Claim:
     """Holds if, beyond the limit, accuracy is lower by half of what it was, and depth is higher and goes on rising.
 
     Not if depth falls there, or accuracy does not.
@@ -97,14 +99,26 @@ def _generalization(name: str, found: dict[str, Any]) -> Claim:
     if beyond["verdict"] is None:
         return Claim(finding, "no figures known", name, f"not measured: {beyond['reason']}", "unknown")
     accuracy, depth, slope = beyond["accuracy_change"], beyond["depth_change"], beyond["depth_slope"]
+    sizes = [row["size"] for row in found["by_size"] if row["size"] > limit]
+    span = max(sizes) - min(sizes)
+    across = slope and {bound: slope[bound] * span for bound in ("value", "low", "high")}
     ours = (
-        f"accuracy {show(accuracy)}, depth {show(depth)} beyond against within; slope of depth beyond {show(slope, 3)}"
+        f"accuracy {show(accuracy)}, depth {show(depth)} beyond against within; "
+        f"depth from the least to the largest beyond, by a line, {show(across)}"
     )
     sharply = accuracy["high"] < -0.5 * beyond["accuracy_within"]
-    falls_at_all = accuracy["high"] < 0 and depth["low"] > 0 and (slope is None or slope["high"] >= 0)
-    rises = depth["low"] > 0 and slope is not None and slope["low"] > 0
-    holds = "yes" if sharply and rises else "partly" if falls_at_all else "no"
+    goes_on = 0 if across is None or abs(across["value"]) < _LEAST_RISE else _sign(across)
+    higher = depth["low"] > 0
+    if sharply and higher and goes_on > 0:
+        holds = "yes"
+    else:
+        holds = "partly" if accuracy["high"] < 0 and higher and goes_on >= 0 else "no"
     return Claim(finding, "no figures known", name, ours, holds)
+
+
+def _sign(estimate: dict[str, Any]) -> int:
+    """1 or -1 where the interval is on one side of 0, else 0."""
+    return int(estimate["low"] > 0) - int(estimate["high"] < 0)
 
 
 def _phases(name: str, found: dict[str, Any]) -> Claim:
@@ -158,10 +172,7 @@ def _decision_timing(decider: str, name: str, found: dict[str, Any]) -> Claim:
     if contrasts:
         values = [contrast["value"] for contrast in contrasts]
         ours += f"; difference {min(values):.2f} to {max(values):.2f}, by depth and by what else is known"
-    signs = {
-        0 if abs(contrast["value"]) < _LEAST_CONTRAST else (contrast["low"] > 0) - (contrast["high"] < 0)
-        for contrast in contrasts
-    }
+    signs = {0 if abs(contrast["value"]) < _LEAST_CONTRAST else _sign(contrast) for contrast in contrasts}
     if signs not in ({1}, {-1}):
         return Claim(finding, paper, name, ours, "unknown")
     return Claim(finding, paper, name, ours, "yes" if (signs == {1}) != early else "no")
