@@ -151,6 +151,12 @@ def test_a_planted_failure_beyond_the_limit_is_found():
     assert beyond_training(made_examples(), limit=2)["verdict"] is None
 
 
+def test_depth_that_is_the_same_everywhere_has_an_exact_slope():
+    """scipy's error of it is NaN, which ended a report of a `stability` run in a traceback."""
+    found = beyond_training(made_examples().assign(depth=3.0), limit=10)
+    assert found["depth_slope"] == found["depth_change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_by_size_counts_and_covers():
     rows = by_size(made_examples())
     assert [row["size"] for row in rows] == list(range(3, 21))

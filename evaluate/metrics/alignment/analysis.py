@@ -109,10 +109,10 @@ def estimate(
     if not len(rows):
         return _undefined("there are no items", 0)
     examples, names = pd.factorize(rows["example"], sort=True)
-    kinds = rows[list(columns)].drop_duplicates()
-    kind = rows.groupby(list(columns), sort=False, dropna=False).ngroup()
+    alike = rows.groupby(list(columns), sort=False, dropna=False)
+    kinds = alike.size().index.to_frame()
     # (kinds, examples): how often each kind of row is in each example.
-    counts = sparse.coo_array((np.ones(len(rows)), (kind, examples))).tocsr()
+    counts = sparse.coo_array((np.ones(len(rows)), (alike.ngroup(), examples))).tocsr()
     of_kinds = statistic(*(kinds[column].to_numpy() for column in columns))
     value = of_kinds(counts.sum(axis=1))
     if not np.isfinite(value):
