@@ -71,7 +71,7 @@ def draw_noise(
         noise = torch.rand((*shape[:2], depth), device=device)
         return noise if len(shape) == 3 else noise[..., 0]
     if generator is None:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+        generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), device="cpu")))
     return torch.rand(shape, device=generator.device, generator=generator).to(device)
 
 

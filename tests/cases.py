@@ -53,6 +53,11 @@ def task_model(decider: str = "online", **changes) -> AniraForCausalLM:
     return model
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the device that the tests run on."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 @dataclass
 class Batch:
     """Ids, mask, noise (B, T), and depths that a caller could give; `options` are forward arguments."""
@@ -72,17 +77,20 @@ def make_batch(seed: int, padding: list[tuple[int, int]], length: int, max_depth
     """A batch with (left, right) padding in each row."""
     generator = torch.Generator().manual_seed(seed)
     batch = len(padding)
-    mask = torch.ones(batch, length, dtype=torch.int64)
+    mask = torch.ones(batch, length, dtype=torch.int64, device="cpu")
     for row, (left, right) in enumerate(padding):
         mask[row, :left] = 0
         mask[row, length - right :] = 0
     shape = (batch, length, noise_depth) if noise_depth else (batch, length)
-    return Batch(
-        input_ids=torch.randint(1, VOCAB, (batch, length), generator=generator) * mask,
-        attention_mask=mask,
-        noise=torch.rand(shape, generator=generator),
-        depths=torch.randint(1, max_depth + 1, (batch, length), generator=generator) * mask,
-    )
+    tensors = {
+        "input_ids": torch.randint(1, VOCAB, (batch, length), generator=generator, device="cpu") * mask,
+        "attention_mask": mask,
+        "noise": torch.rand(shape, generator=generator, device="cpu"),
+        "depths": torch.randint(1, max_depth + 1, (batch, length), generator=generator, device="cpu") * mask,
+    }
+    # Drawn on the CPU: the same on every device.
+    device = torch.get_default_device()
+    return Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 @st.composite

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cases import make_batch, run, small_config, small_model
+from cases import make_batch, run, seeded, small_config, small_model
 from torch import nn
 from transformers import DynamicCache
 
@@ -142,7 +142,7 @@ def test_sampled_depths_follow_q(decider):
     # A token that exits freezes, and with it alpha: only a run to D shows the alphas that sampling meets.
     q = run(model, row, exit_depths=torch.full((1, 1), 4)).exit_log_probs.exp()[0, 0]
     ids = row.input_ids.expand(10_000, 1)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     depths = model(ids, exit_rule="sample", generator=generator).exit_depths
     trained = model.train()(ids, generator=generator).exit_depths
     for name, drawn in (("inference", depths), ("training", trained)):
@@ -215,7 +215,7 @@ def test_expected_depth_is_fp32_under_autocast():
     """As a matrix product it once came out in bf16, off by 0.02 at D = 8."""
     model = small_model(max_depth=8)
     batch = make_batch(0, [(0, 0)], 6, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         output = run(model, batch)
     mean = (output.exit_log_probs.exp() * torch.arange(1, 9)).sum(-1)
     assert output.expected_depth.dtype == torch.float32

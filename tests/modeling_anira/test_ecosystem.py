@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import small_model
+from cases import seeded, small_model
 from datasets import Dataset
 from trainer_script import train
 from words import word_tokenizer
@@ -57,7 +57,7 @@ def test_lora_on_the_core(tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 
     model = small_model(decider="online")
-    ids = torch.randint(2, 23, (4, 6), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(2, 23, (4, 6), generator=seeded(0))
     before = model(ids).logits
     targets = r".*\.core\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))

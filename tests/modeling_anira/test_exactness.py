@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from cases import assert_agree, cases, cut, make_batch, rows_near_threshold, run, small_model
+from cases import assert_agree, cases, cut, make_batch, rows_near_threshold, run, seeded, small_model
 from hypothesis import HealthCheck, given, seed, settings
 from transformers import DynamicCache
 from transformers.modeling_outputs import ModelOutput
@@ -254,8 +254,6 @@ def test_eval_is_deterministic():
 def test_sampling_exits_follows_the_generator():
     model = small_model()
     batch = make_batch(6, [(0, 0)] * 2, 8, 4)
-    draws = [
-        run(model, batch, exit_rule="sample", generator=torch.Generator().manual_seed(s)).exit_depths for s in (1, 1, 2)
-    ]
+    draws = [run(model, batch, exit_rule="sample", generator=seeded(s)).exit_depths for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])

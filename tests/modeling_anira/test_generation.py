@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import make_batch, small_model
+from cases import make_batch, seeded, small_model
 from transformers import (
     CompileConfig,
     ContinuousBatchingConfig,
@@ -257,7 +257,7 @@ def test_generating_from_embeddings():
 def test_forced_depths(options):
     model, batch = model_and_batch()
     rows = slice(1, 2) if "prompt_lookup_num_tokens" in options else slice(None)
-    forced = torch.randint(1, 6, (3, 6 + NEW), generator=torch.Generator().manual_seed(0))
+    forced = torch.randint(1, 6, (3, 6 + NEW), generator=seeded(0))
     output = model.generate(
         batch.input_ids[rows],
         attention_mask=batch.attention_mask[rows],
@@ -306,7 +306,7 @@ def test_options_come_from_the_call_or_the_generation_config_and_are_kept(tmp_pa
 
 def test_sampled_exits_follow_given_noise():
     model, batch = model_and_batch()
-    noise = torch.rand(3, 6 + NEW, generator=torch.Generator().manual_seed(3))
+    noise = torch.rand(3, 6 + NEW, generator=seeded(3))
     options = {"exit_rule": "sample", "exit_noise": noise, "eos_token_id": None}
     output = generate(model, batch, **options)
     assert torch.equal(output.exit_depths, generate(model, batch, use_cache=False, **options).exit_depths)
