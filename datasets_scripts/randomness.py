@@ -71,10 +71,7 @@ def below(state: np.ndarray, bound: int) -> int:
 def choose(state: np.ndarray, cumulative: np.ndarray) -> int:
     """An index i with probability proportional to cumulative[i] - cumulative[i-1]; `cumulative` (n,) ends in 1."""
     uniform = np.float64(next_bits(state) >> np.uint64(11)) * 2.0**-53
-    index = 0
-    while index < len(cumulative) - 1 and cumulative[index] <= uniform:
-        index += 1
-    return index
+    return min(int(np.searchsorted(cumulative, uniform, side="right")), len(cumulative) - 1)
 
 
 @compiled

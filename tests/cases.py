@@ -31,14 +31,16 @@ def small_config(**overrides) -> AniraConfig:
 
 def small_model(seed: int = 0, decisive: bool = True, **overrides) -> AniraForCausalLM:
     """A small model in eval mode; `decisive`: its decider tells states apart, so that several depths occur."""
+    device = torch.get_default_device()
     torch.manual_seed(seed)
-    model = AniraForCausalLM(small_config(**overrides)).eval()
-    if decisive and model.model.decider.learned:
-        head = model.model.decider.mlp.exit_head
-        with torch.no_grad():
+    # Drawn on the CPU: the same weights on every device.
+    with torch.device("cpu"), torch.no_grad():
+        model = AniraForCausalLM(small_config(**overrides)).eval()
+        if decisive and model.model.decider.learned:
+            head = model.model.decider.mlp.exit_head
             head.weight.normal_(std=3.0)
             head.bias.fill_(0.0 if model.config.decider == "early" else -0.5)
-    return model
+    return model.to(device)
 
 
 def task_model(decider: str = "online", **changes) -> AniraForCausalLM:

@@ -10,15 +10,14 @@ import torch
 # Not left to the script's own folder, where tests/modeling_anira would be found instead of the package.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cases import small_model
+from cases import seeded, small_model
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 from words import word_tokenizer
 
 
 def rows(count: int) -> list[dict]:
     """Rows of different lengths that count upwards: easy to learn."""
-    generator = torch.Generator().manual_seed(0)
-    starts = torch.randint(2, 12, (count,), generator=generator).tolist()
+    starts = torch.randint(2, 12, (count,), generator=seeded(0)).tolist()
     return [{"input_ids": list(range(start, start + 4 + start % 5))} for start in starts]
 
 
@@ -31,7 +30,7 @@ def train(out: str, **options) -> dict:
         per_device_train_batch_size=8,
         learning_rate=1e-2,
         logging_steps=5,
-        use_cpu=True,
+        use_cpu="ANIRA_TEST_DEVICE" not in os.environ,
         save_strategy="no",
         seed=0,
         **options,

@@ -8,7 +8,7 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _on_the_device_that_was_asked_for() -> Iterator[None]:
+def tests_device() -> Iterator[None]:
     """That the model's own code names a device wherever it makes a tensor is tested in test_devices.py."""
     device = os.environ.get("ANIRA_TEST_DEVICE")
     if device:

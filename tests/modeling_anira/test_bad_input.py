@@ -64,6 +64,13 @@ def test_layer_count_follows_fields_set_later(tmp_path):
 
 
 MODEL = small_model(max_depth=4)
+
+
+@pytest.fixture(autouse=True)
+def tests_device():
+    """On the CPU wherever the others run: what is refused is refused before it is computed."""
+
+
 IDS = torch.ones(2, 3, dtype=torch.int64)
 DEPTHS = torch.full((2, 3), 2)
 BAD_CALLS = [

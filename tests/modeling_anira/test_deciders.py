@@ -208,7 +208,8 @@ def test_building_a_model_touches_no_other_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state", refuse)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    AniraForCausalLM(small_config(decider="online"))
+    with torch.device("cpu"):
+        AniraForCausalLM(small_config(decider="online"))
 
 
 def test_expected_depth_is_fp32_under_autocast():
