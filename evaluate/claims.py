@@ -16,6 +16,8 @@ _SIZE_ALONE_EARLY = 0.28
 _LEAST_ALIGNMENT = 0.2
 _LEAST_CONTRAST = 0.05
 _LEAST_RISE = 0.05
+# Accuracy that differs by less is equal.
+_LEAST_FALL = 0.05
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _judge_alignment(value: dict[str, Any], by_place: dict[str, Any]) -> str:
 def _generalization(limit: int, name: str, found: dict[str, Any]) -> Claim:
     """Holds if, beyond the limit, accuracy is lower by half of what it was, and depth is higher and goes on rising.
 
-    Not if depth falls there, or accuracy does not.
+    Not if depth surely falls there or stays, or accuracy surely stays, to 0.05; else it is undecided.
     """
     beyond = found["beyond"]
     finding = "Beyond the training sizes accuracy falls sharply while depth keeps rising"
@@ -111,8 +113,11 @@ def _generalization(limit: int, name: str, found: dict[str, Any]) -> Claim:
     higher = depth["low"] > 0
     if sharply and higher and goes_on > 0:
         holds = "yes"
+    elif accuracy["high"] < 0 and higher and goes_on >= 0:
+        holds = "partly"
     else:
-        holds = "partly" if accuracy["high"] < 0 and higher and goes_on >= 0 else "no"
+        against = goes_on < 0 or depth["high"] < _LEAST_RISE or accuracy["low"] > -_LEAST_FALL
+        holds = "no" if against else "unknown"
     return Claim(finding, "no figures known", name, ours, holds)
 
 
@@ -124,7 +129,8 @@ def _sign(estimate: dict[str, Any]) -> int:
 def _phases(name: str, found: dict[str, Any]) -> Claim:
     """Holds if depth and accuracy rise in the first phase, and depth falls in the second at equal accuracy, to 0.05.
 
-    Partly if depth falls in the end, and accuracy stays; a fall that goes with learning is none of it.
+    Partly if depth falls in the end, and accuracy stays; a fall that goes with learning is none of it. A curve in which
+    no turn was found decides nothing: one may be there that its few points do not show.
     """
     finding = "Two phases: depth rises while the task is learnt, then falls at equal accuracy"
     if found["phases"] is None:
@@ -135,15 +141,14 @@ def _phases(name: str, found: dict[str, Any]) -> Claim:
         ours += f"; turn at step {turn['value']:.0f} ({turn['low']:.0f} to {turn['high']:.0f})"
     if changes:
         ours += "; accuracy " + ", then ".join(f"{change:+.2f}" for change in changes)
-    falls_at_equal = found["phases"].endswith("fall") and bool(changes) and abs(changes[-1]) <= 0.05
-    learnt_first = len(changes) == 2 and changes[0] > 0.05
-    holds = (
-        "yes"
-        if found["phases"] == "rise, then fall" and learnt_first and falls_at_equal
-        else "partly"
-        if falls_at_equal
-        else "no"
-    )
+    falls_at_equal = found["phases"].endswith("fall") and bool(changes) and abs(changes[-1]) <= _LEAST_FALL
+    learnt_first = len(changes) == 2 and changes[0] > _LEAST_FALL
+    if found["phases"] == "rise, then fall" and learnt_first and falls_at_equal:
+        holds = "yes"
+    elif falls_at_equal:
+        holds = "partly"
+    else:
+        holds = "no" if found["turn"] else "unknown"
     return Claim(finding, "turn near step 50,000", name, ours, holds)
 
 

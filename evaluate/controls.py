@@ -123,7 +123,7 @@ def matched_stability(model: Any, task: Task, batch: Batch, mean_depth: float, b
 
 
 def rows_for_threshold(batch: Batch) -> range:
-    """The examples on which the threshold is found: spread over the batch by its order, not too many."""
+    """The examples on which the threshold is found: the first of the batch, not too many."""
     return range(min(len(batch), _ROWS_FOR_THRESHOLD))
 
 

@@ -74,6 +74,7 @@ def run_tasks(arguments: HarnessArguments) -> dict[str, Any]:
             task_manager=manager,
             random_seed=arguments.seed,
             torch_random_seed=arguments.seed,
+            fewshot_random_seed=arguments.seed,
             bootstrap_iters=0,
         )
         figures = {name: value for name, value in results["results"][task].items() if isinstance(value, int | float)}

@@ -18,9 +18,6 @@ Tables = dict[str, tuple[pd.DataFrame, pd.DataFrame]]
 # Depth as allocated; as the decider expected it on the path taken; and as it would have with all tokens at D.
 DEPTHS = ("exit_depth", "expected_depth", "expected_depth_full")
 
-# Answer positions are alike in place if they are alike in their distance from either end, up to this.
-_PLACES = 3
-
 
 def measure(
     tables: Tables,
@@ -58,11 +55,12 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
 
     Per example, depth is the mean over the answer (`per_example`); over all but the position that predicts its end
     (`but_end`), which is easy and weighs the more the shorter the answer is; or that at `<ans>` alone (`first`).
-    `same_place` is `per_example` with each position's depth swapped for that of another example at the same place:
-    what is left there is due to the length of answers, not to what they hold. `per_token` is with the difficulty of
-    each token, `per_token_same_place` its control; `features`, per token as well, with each feature of the task, such
-    as the level of the constituent that ends there. The last two are of the allocated depth alone. `given cell` holds
-    the place of a token constant, as `given size` does the size.
+    `same_place` is `per_example` with each position's depth swapped for that of another answer of the same length at
+    the same place: what is left there is due to the length of answers, not to what they hold. `per_token` is with the
+    difficulty of each token, `per_token_same_place` its control; `features`, per token as well, with each feature of
+    the task, such as the level of the constituent that ends there. The last two are of the allocated depth alone.
+    `given cell` holds the place of a token constant, and with it the length of the answer, as `given size` does the
+    size.
     """
     swapped = _swap_alike(answers, arguments.seed)
     units = {
@@ -101,12 +99,12 @@ def add_places(answers: pd.DataFrame) -> pd.DataFrame:
     """The answers' table with two columns for where in its answer a token stands.
 
     `place` is "first" (at `<ans>`), "end" (where the answer's end is predicted) or "middle"; `cell` is a number for
-    each pair of distances from either end, up to `_PLACES`.
+    each pair of distances from either end: answers of another length have other cells.
     """
     from_start = answers.groupby("example").cumcount()
     to_end = answers.groupby("example").cumcount(ascending=False)
     place = np.select([from_start == 0, to_end == 0], ["first", "end"], "middle")
-    cell = from_start.clip(upper=_PLACES) * (_PLACES + 1) + to_end.clip(upper=_PLACES)
+    cell = from_start * (to_end.max() + 1) + to_end
     return answers.assign(place=place, cell=cell)
 
 

@@ -81,7 +81,7 @@ def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str,
     return {
         "config": config,
         "runs": runs,
-        "flops_full": runs.get(f"{config}-fixed", next(iter(runs.values())))["flops_full"],
+        "flops_full": runs[f"{config}-fixed"]["flops_full"] if f"{config}-fixed" in runs else None,
         "aligned": {name: own for name, own in adaptive.items() if "features" in own["analyses"]["alignment"]},
         "has_exact_distribution": all("kl" in own["given"] for own in runs.values()),
         "comparisons": _compare(config, runs),

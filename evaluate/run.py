@@ -49,6 +49,8 @@ from datasets_scripts import Batch
 from datasets_scripts.files import write_whole
 from modeling_anira.generation import CONFIG_OPTIONS
 
+ROOT = Path(__file__).resolve().parent.parent
+
 # What is measured on given answers, if the task has it.
 GIVEN = ("nll", "hit", *AGAINST_EXACT)
 # What figures depend on beside the data and the model. (Sampled answers depend on the last two.)
@@ -104,6 +106,8 @@ class Evaluation:
             for split in arguments.splits
         }
         check_tokenizer(arguments.model, self.batches[arguments.splits[0]], arguments.revision)
+        if arguments.training_log and not Path(arguments.training_log).is_file():
+            raise EvaluationError(f"`training_log` is {arguments.training_log}, but must be a file.")
         self.model = load_model(arguments.model, arguments.revision).to(self.accelerator.device)
         self._open_folder()
         self.begun = time.perf_counter()
@@ -136,7 +140,7 @@ class Evaluation:
                 "flops_full": int(examples["flops_full"].sum()),
                 "given": {name: _mean_of(name, given[1]) for name in GIVEN if name in given[1]},
                 "analyses": measure(
-                    tables, given if self.task.sampled else None, main_split, self.task.config.max_size, log, arguments
+                    tables, given if self.task.sampled else None, main_split, self._size_limit(), log, arguments
                 ),
                 "controls": controls,
                 "sweep": sweep,
@@ -279,13 +283,24 @@ class Evaluation:
             return Path(self.arguments.training_log)
         return next((path for path in (inside, beside) if path.is_file()), None)
 
+    def _size_limit(self) -> int:
+        """The largest size of training: by the recipe beside the model, if it is of this task, else by the dataset."""
+        model = Path(self.arguments.model)
+        for path in (model / "recipe.json", model.parent / "recipe.json"):
+            if path.is_file():
+                recipe = json.loads(path.read_text())
+                if recipe["task"] == self.arguments.config:
+                    largest = recipe["task_settings"].get("max_size", self.task.config.max_size)
+                    return max(recipe["sizes"] or [largest])
+        return self.task.config.max_size
+
     def _describe(self) -> dict[str, Any]:
         """What the figures depend on."""
         names = ("torch", "transformers", "datasets", "numpy", "scipy", "statsmodels")
         config = self.model.config
         return {
-            "model": self.arguments.model,
-            "dataset": self.arguments.dataset,
+            "model": _without_folders_of_this_machine(self.arguments.model),
+            "dataset": _without_folders_of_this_machine(self.arguments.dataset),
             "config": self.arguments.config,
             "splits": self.arguments.splits,
             "rows": {split: len(batch) for split, batch in self.batches.items()},
@@ -296,12 +311,13 @@ class Evaluation:
             ).hexdigest(),
             "decider": config.decider,
             "max_depth": config.max_depth,
-            "size_limit": self.task.config.max_size,
+            "size_limit": self._size_limit(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "weights_digest": digest_weights(dict(self.model.named_parameters())),
             "model_config": {name: value for name, value in config.to_diff_dict().items() if _is_plain(value)},
+            "exits": {name: getattr(config, name) for name in CONFIG_OPTIONS} | self._own_options(),
             "versions": {name: importlib.metadata.version(name) for name in names},
-            "commit": _read_commit(),
+            "commit": read_commit(),
         }
 
 
@@ -403,7 +419,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _read_commit() -> str | None:
+def _without_folders_of_this_machine(name: str) -> str:
+    """A name that may be published: of a folder outside of this clone only its last part."""
+    path = Path(name).absolute()
+    if not path.exists():
+        return name
+    return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else path.name
+
+
+def read_commit() -> str | None:
     """The commit of this clone, "+" if it has been changed since; None outside of one."""
     folder = Path(__file__).parent
 

@@ -88,10 +88,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise ReleaseError(
                 f"`{name}` in {folder}/metrics.json is {evaluated!r}, but must be {own!r}, as this checkpoint's is."
             )
-    # Evaluations from before 2026-11-26 do not say which weights they are of.
-    digest = digest_weights(load_file(folder / "model.safetensors"))
-    if metrics.get("weights_digest", digest) != digest:
+    if metrics.get("weights_digest") != digest_weights(load_file(folder / "model.safetensors")):
         raise ReleaseError(f"{folder}/metrics.json is of other weights than those beside it; evaluate these.")
+    exits = config | {name: value for name, value in generation.items() if value is not None}
+    # Evaluations from before 2026-11-26 do not say by which rule tokens exited.
+    for name, evaluated in metrics.get("exits", {}).items():
+        if exits.get(name, evaluated) != evaluated:
+            raise ReleaseError(
+                f"`{name}` in {folder}/metrics.json is {evaluated!r}, but {exits[name]!r} beside it; evaluate that."
+            )
     return Checkpoint(folder.resolve().name, config, generation, recipe, metrics)
 
 

@@ -5,7 +5,7 @@
 A plan is a YAML file of runs: `NAME: {recipe: train/recipes/R.yaml, set: [seed=1], evaluate: [--rows, "500"]}`, where
 `set` changes settings of the recipe and `evaluate` has options of the evaluation. Each run has a folder OUT/NAME as
 `train/pretrain.py` writes it, with `evaluation/` as `evaluate/run.py` does. A run that was stopped goes on from its
-last checkpoint.
+last checkpoint; one whose recipe has changed since is refused.
 """
 
 import json
@@ -14,10 +14,13 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
+
 import yaml
+from recipe import RecipeError, list_differences, read_recipe
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -65,10 +68,10 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
         raise PlanError(f"`only` is {only!r}, but must be a regular expression: {error}") from error
     runs = []
     for name, settings in content.items():
-        unknown = set(settings) - {"recipe", "set", "evaluate"}
-        if unknown or "recipe" not in settings:
+        known = settings if isinstance(settings, dict) else {}
+        if set(known) - {"recipe", "set", "evaluate"} or "recipe" not in known:
             raise PlanError(
-                f"The run {name} of {path} has {sorted(settings)}, but must have recipe, and may have set and evaluate."
+                f"The run {name} of {path} has {sorted(known)}, but must have recipe, and may have set and evaluate."
             )
         if pattern.search(name):
             runs.append(Planned(name, **settings))
@@ -82,6 +85,13 @@ def carry_out(run: Planned, arguments: PlanArguments) -> str:
     folder = Path(arguments.out) / run.name
     # Commands run in the clone, and what they were told goes into their records: no path of this machine.
     out, dataset = (os.path.relpath(path, ROOT) for path in (folder, arguments.dataset))
+    if (folder / "recipe.json").exists():
+        try:
+            planned = json.loads(json.dumps(asdict(read_recipe(ROOT / run.recipe, run.set))))
+        except RecipeError as error:
+            return f"{run.name}: {error}"
+        if differing := list_differences(json.loads((folder / "recipe.json").read_text()), planned):
+            return f"{run.name}: {out} holds a run with other settings: {differing}. Move it, or choose another --out."
     if arguments.train and not (folder / "model").exists():
         settings = ["--set", *run.set] if run.set else []
         command = ["train/pretrain.py", "--config", run.recipe, "--out", out, "--resume", *settings]

@@ -3,7 +3,8 @@
     python release/upload.py --owner NAME                       # says what would be created and uploaded
     python release/upload.py --owner NAME --no_dry_run          # does it, with the token of `hf auth login` or HF_TOKEN
 
-If a connection breaks, the repos are as they were, or finished; the same command does the rest.
+If a connection breaks, each repo is as it was, or finished; one that was new may be left empty. The same command does
+the rest.
 """
 
 import sys

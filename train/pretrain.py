@@ -27,7 +27,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Log
 from batches import StepBatches, open_source
 from journal import Journal
 from optimizers import make_optimizers, make_scheduler
-from recipe import Recipe, RecipeError, read_recipe
+from recipe import Recipe, RecipeError, list_differences, read_recipe
 from saving import list_checkpoints, load_checkpoint, save_checkpoint
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
@@ -40,9 +40,6 @@ from modeling_anira.exits import noise_shape
 
 # Apple's GPUs have no fp64.
 _PRECISE = {True: torch.float64, False: torch.float32}
-
-# What may change when a run is taken up again, since no weight depends on it.
-_CHANGEABLE = {"log_every", "evaluate_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "max_loss"}
 
 
 @dataclass
@@ -126,7 +123,7 @@ class Pretraining:
         kept, settings = self.out / "recipe.json", json.loads(json.dumps(asdict(self.recipe)))
         checkpoints = list_checkpoints(self.out / "checkpoints")
         if kept.exists():
-            differing = _list_differences(json.loads(kept.read_text()), settings)
+            differing = list_differences(json.loads(kept.read_text()), settings)
             if differing:
                 raise RecipeError(
                     f"{self.out} holds a run with other settings: {differing}. Say its own, or choose another --out."
@@ -296,22 +293,6 @@ class Pretraining:
 
     def _note_signal(self, number: int, frame: Any) -> None:
         self.stop_signal = number
-
-
-def _list_differences(known: dict[str, Any], settings: dict[str, Any], place: str = "") -> str:
-    """What a run has that `settings` say otherwise, such as "steps is 900, not 100"; "" if nothing."""
-    found = []
-    for name in sorted(known.keys() | settings.keys()):
-        before, now = known.get(name), settings.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found.append(_list_differences(before, now, f"{place}{name}."))
-        elif before != now and f"{place}{name}" not in _CHANGEABLE:
-            found.append(f"{place}{name} is {_say(before)}, not {_say(now)}")
-    return ", ".join(filter(None, found))
-
-
-def _say(value: Any) -> str:
-    return "left out" if value is None else str(value)
 
 
 def _lock(path: Path) -> IO[str]:

@@ -19,6 +19,9 @@ SCHEDULES = ("constant_with_warmup", "cosine")
 PRECISIONS = ("no", "bf16")
 _EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 
+# What may change when a run is taken up again, since no weight depends on it.
+_CHANGEABLE = {"log_every", "evaluate_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "max_loss"}
+
 # Fields of AniraConfig that a recipe settles elsewhere.
 _NOT_THE_MODELS = {
     "compute_weight": "the recipe's own `compute_weight` is what training reads",
@@ -263,6 +266,25 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     if kind not in wanted:
         return value
     raise RecipeError(f"`{name}` is {value!r}, but must be {wanted[kind]}.")
+
+
+def list_differences(known: dict[str, Any], settings: dict[str, Any], place: str = "") -> str:
+    """What a run has that `settings` say otherwise, such as "steps is 900, not 100"; "" if nothing.
+
+    Both as plain values, as JSON reads them; what no weight depends on may differ.
+    """
+    found = []
+    for name in sorted(known.keys() | settings.keys()):
+        before, now = known.get(name), settings.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found.append(list_differences(before, now, f"{place}{name}."))
+        elif before != now and f"{place}{name}" not in _CHANGEABLE:
+            found.append(f"{place}{name} is {_say(before)}, not {_say(now)}")
+    return ", ".join(filter(None, found))
+
+
+def _say(value: Any) -> str:
+    return "left out" if value is None else str(value)
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:

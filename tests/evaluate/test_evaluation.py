@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import analyse
 import claims
 import matplotlib.pyplot as plt
 import measures
@@ -173,11 +174,18 @@ def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_
     )
 
 
-def test_a_correlation_by_place_alone_is_seen_for_what_it_is():
-    """A rule that stops early at the end of every answer, whatever it holds, correlates with size by its length."""
+@pytest.mark.parametrize("rule", ["end", "distance"])
+def test_a_correlation_by_place_alone_is_seen_for_what_it_is(rule):
+    """A rule that stops early at the end of every answer, whatever it holds, correlates with size by its length.
+
+    One that counts down to the end once had a yes, as places more than three tokens from both ends were taken for one.
+    """
     lengths = np.random.default_rng(0).integers(2, 9, 200)
     rows = [
-        {"example": number, "exit_depth": 4.0 if place == length - 1 else 6.0}
+        {
+            "example": number,
+            "exit_depth": float(length - place) if rule == "distance" else 6.0 - 2 * (place == length - 1),
+        }
         for number, length in enumerate(lengths)
         for place in range(length)
     ]
@@ -194,7 +202,7 @@ def test_a_correlation_by_place_alone_is_seen_for_what_it_is():
     value, place = (found[unit]["exit_depth"]["correct"]["size"] for unit in ("per_example", "same_place"))
     assert value["value"] > 0.95
     assert place["value"] > 0.95
-    assert found["but_end"]["exit_depth"]["correct"]["size"]["value"] is None
+    assert (found["but_end"]["exit_depth"]["correct"]["size"]["value"] is None) == (rule == "end")
     assert (
         claims.judge(
             "it",
@@ -220,6 +228,33 @@ def test_own_deciders_are_judged_by_all_that_does_not_ask_when_they_decide(decid
     judged = claims.judge("it", {"decider": decider, "given": {}, "size_limit": 8, "analyses": analyses})
     assert [claim.finding for claim in judged] == list(parts[:findings])
     assert all(claim.ours == "not measured: why" and claim.holds == "unknown" for claim in judged)
+
+
+def test_analyses_are_made_again_from_the_tables(evaluated, tmp_path):
+    folder = tmp_path / "evaluation"
+    shutil.copytree(evaluated / "online", folder)
+    known = read(folder)
+    (folder / "metrics.json").write_text(json.dumps({**known, "analyses": {}}))
+    found = analyse.analyse(folder)
+    assert found.pop("analyses_commit") == run.read_commit()
+    assert found == known
+    (folder / "extrapolation" / "tokens.parquet").unlink()
+    with pytest.raises(analyse.AnalysisError, match=r"extrapolation lacks tokens\.parquet"):
+        analyse.analyse(folder)
+
+
+def test_the_largest_size_of_training_is_that_of_its_recipe(data, tmp_path):
+    """Once that of the dataset: a model of up to 4 vertices "had sizes up to 8", and 5 to 8 were no extrapolation."""
+    model = save(tmp_path / "run" / "model", task_model("fixed"))
+    for recipe, limit in (
+        ({"task": "brevo-mini", "sizes": [], "task_settings": {"max_size": 6}}, 6),
+        ({"task": "brevo-mini", "sizes": [3, 4], "task_settings": {}}, 4),
+        ({"task": "brevo-mini", "sizes": [], "task_settings": {}}, 8),
+        ({"task": "mano-mini", "sizes": [2], "task_settings": {}}, 8),
+    ):
+        (model.parent / "recipe.json").write_text(json.dumps(recipe))
+        arguments = run.EvaluationArguments(str(model), str(data), "brevo-mini", str(tmp_path / f"out-{limit}"))
+        assert run.Evaluation(arguments)._size_limit() == limit
 
 
 def around(value, margin=0.01):
@@ -258,7 +293,15 @@ def judge_part(part, found):
 
 @pytest.mark.parametrize(
     ("change", "slope", "holds"),
-    [(0.5, 0.1, "yes"), (0.5, 0.0, "partly"), (0.5, 0.01, "partly"), (0.5, -0.1, "no"), (-0.5, 0.1, "no")],
+    [
+        (0.5, 0.1, "yes"),
+        (0.5, 0.0, "partly"),
+        (0.5, 0.01, "partly"),
+        (0.5, -0.1, "no"),
+        (-0.5, 0.1, "no"),
+        (0.055, 0.1, "yes"),
+        (0.0, 0.1, "no"),
+    ],
 )
 def test_depth_that_falls_beyond_the_training_sizes_does_not_keep_rising(change, slope, holds):
     """Once "partly" where it fell from size to size, as it was higher than over all trained sizes together.
@@ -278,9 +321,16 @@ def test_depth_that_falls_beyond_the_training_sizes_does_not_keep_rising(change,
 
 @pytest.mark.parametrize(
     ("phases", "changes", "holds"),
-    [("rise, then fall", [0.8, 0.0], "yes"), ("flat, then fall", [0.8, 0.0], "partly"), ("fall", [0.8], "no")],
+    [
+        ("rise, then fall", [0.8, 0.0], "yes"),
+        ("flat, then fall", [0.8, 0.0], "partly"),
+        ("rise, then fall", [0.8, 0.1], "no"),
+        ("fall", [0.8], "unknown"),
+        ("fall", [0.0], "partly"),
+    ],
 )
 def test_a_fall_that_goes_with_learning_is_no_second_phase(phases, changes, holds):
+    """Once "no" where no turn was found, though a curve was flat and then fell, in too few points to be sure."""
     turn = {"value": 5.0, "low": 4.0, "high": 6.0} if len(changes) == 2 else None
     assert judge_part("dynamics", {"phases": phases, "turn": turn, "accuracy_change": changes}) == holds
 

@@ -38,6 +38,11 @@ def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, da
     experiments.main()
     assert (good / "evaluation" / "metrics.json").stat().st_mtime_ns == written
 
+    # Once an edited plan was passed over, and the results of the old one kept its name.
+    write_plan(tmp_path, good={**RUN, "set": [*RUN["set"], "compute_weight=0.5"]})
+    with pytest.raises(SystemExit, match=r"^good: .* other settings: compute_weight is 0\.045, not 0\.5"):
+        experiments.main()
+
     with pytest.raises(ReleaseError, match=r"lacks model/model\.safetensors.* --out .*evaluation"):
         collect.collect(tmp_path / "runs" / "broken", tmp_path / "checkpoints")
     folder = collect.collect(good, tmp_path / "checkpoints")
@@ -54,6 +59,8 @@ def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, da
 def test_bad_plans_are_refused_by_what_is_wrong(tmp_path):
     with pytest.raises(PlanError, match=r"The run a of .* has \['recipes'\], but must have recipe, and may have set"):
         read_plan(write_plan(tmp_path, a={"recipes": "x"}))
+    with pytest.raises(PlanError, match=r"The run a of .* has \[\], but must have recipe"):
+        read_plan(write_plan(tmp_path, a=None))
     with pytest.raises(PlanError, match="`only` is 'b', but must be found in one of a"):
         read_plan(write_plan(tmp_path, a=RUN), only="b")
     with pytest.raises(PlanError, match="cannot be read"):

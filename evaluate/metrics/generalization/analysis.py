@@ -89,13 +89,16 @@ def _mean_change(within: np.ndarray, beyond: np.ndarray) -> dict[str, float]:
 
 
 def _slope(beyond: pd.DataFrame) -> dict[str, float] | None:
-    """Least-squares slope of depth over the sizes beyond the limit; None if there is one size, exact for one depth."""
-    if beyond["size"].nunique() < 2:
+    """Least-squares slope of depth over the sizes beyond the limit, exact for one depth.
+
+    None if there is one size, or two examples, through which a line always goes.
+    """
+    if beyond["size"].nunique() < 2 or len(beyond) < 3:
         return None
     if beyond["depth"].nunique() == 1:
         return {"value": 0.0, "low": 0.0, "high": 0.0}
     fit = stats.linregress(beyond["size"], beyond["depth"])
-    margin = float(stats.t.ppf(0.975, max(1, len(beyond) - 2)) * fit.stderr)
+    margin = float(stats.t.ppf(0.975, len(beyond) - 2) * fit.stderr)
     return {"value": float(fit.slope), "low": float(fit.slope - margin), "high": float(fit.slope + margin)}
 
 

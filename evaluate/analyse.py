@@ -1,0 +1,72 @@
+"""Runs the analyses of finished evaluations again, from the tables that they kept, after a change of an analysis.
+
+    python evaluate/analyse.py build/mini/*/evaluation
+
+Answers and controls stay as they are: `commit` in metrics.json goes on naming the code that they were made with, and
+`analyses_commit` names the one of the analyses.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+from measures import measure
+from pages import parse_folders_first
+from run import read_commit, without_nan
+from tqdm import tqdm
+
+from datasets_scripts.files import write_whole
+
+
+@dataclass
+class AnalysisArguments:
+    """Analyse finished evaluations again."""
+
+    folders: list[str] = field(metadata={"help": "Folders that evaluate/run.py wrote."})
+
+
+class AnalysisError(ValueError):
+    """A folder that cannot be analysed."""
+
+
+def analyse(folder: Path) -> dict[str, Any]:
+    """What metrics.json of a finished evaluation holds with its analyses made anew.
+
+    Raises an AnalysisError that names what the folder lacks.
+    """
+    kept = folder / "metrics.json"
+    if not kept.is_file():
+        raise AnalysisError(f"{folder} has no metrics.json; let evaluate/run.py finish there.")
+    metrics = json.loads(kept.read_text())
+    main_split, log = metrics["splits"][0], folder / "log.jsonl"
+    tables = {split: _read_tables(folder / split) for split in metrics["splits"]}
+    given = _read_tables(folder / f"{main_split}-given") if "kl" in metrics["given"] else None
+    arguments = SimpleNamespace(seed=metrics["seed"], resamples=metrics["options"]["resamples"])
+    analyses = measure(tables, given, main_split, metrics["size_limit"], log if log.is_file() else None, arguments)
+    return metrics | {"analyses": without_nan(analyses), "analyses_commit": read_commit()}
+
+
+def _read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(token table, example table) of a split."""
+    missing = [name for name in ("tokens", "examples") if not (folder / f"{name}.parquet").is_file()]
+    if missing:
+        raise AnalysisError(f"{folder} lacks {', '.join(f'{name}.parquet' for name in missing)}.")
+    return pd.read_parquet(folder / "tokens.parquet"), pd.read_parquet(folder / "examples.parquet")
+
+
+def main() -> None:
+    """Writes each metrics.json anew. What the user can mend ends in one sentence."""
+    parsed = parse_folders_first(AnalysisArguments, "--folders")
+    try:
+        for folder in tqdm([Path(folder) for folder in parsed.folders], unit="evaluation"):
+            write_whole(folder / "metrics.json", json.dumps(analyse(folder), indent=1))
+    except (AnalysisError, OSError) as error:
+        sys.exit(f"analyse.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
