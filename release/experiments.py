@@ -88,8 +88,8 @@ def carry_out(run: Planned, arguments: PlanArguments) -> str:
     if (folder / "recipe.json").exists():
         try:
             planned = json.loads(json.dumps(asdict(read_recipe(ROOT / run.recipe, run.set))))
-        except RecipeError as error:
-            return f"{run.name}: {error}"
+        except RecipeError as refusal:
+            return f"{run.name}: training failed: {refusal}"
         if differing := list_differences(json.loads((folder / "recipe.json").read_text()), planned):
             return f"{run.name}: {out} holds a run with other settings: {differing}. Move it, or choose another --out."
     if arguments.train and not (folder / "model").exists():

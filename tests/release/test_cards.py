@@ -177,6 +177,15 @@ def test_an_evaluation_of_another_model_is_refused(checkpoint, tmp_path):
     (folder / "metrics.json").write_text(json.dumps({**metrics, "decider": "early"}))
     with pytest.raises(ReleaseError, match=r"`decider` .* 'early', but must be 'online'"):
         cards.read_checkpoint(folder)
+    # Once a card said the new rule beside depths and accuracy of the old one.
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    generation = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**generation, "exit_quantile": 0.9}))
+    with pytest.raises(ReleaseError, match=r"`exit_quantile` .* is 0\.4, but 0\.9 beside it"):
+        cards.read_checkpoint(folder)
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "weights_digest": ""}))
+    with pytest.raises(ReleaseError, match="of other weights"):
+        cards.read_checkpoint(folder)
 
 
 # Not those that a user has put beside them.
