@@ -313,8 +313,7 @@ def test_shares_agree_with_statsmodels():
     features = table[["degree_static", "hub_static", "frontier_state", "enabled_state"]].astype(float)
 
     def r2(columns):
-        fit, count = sm.OLS(table["depth"], sm.add_constant(columns)).fit(), table["example"].nunique()
-        return 1 - (1 - fit.rsquared) * (count - 1) / (count - 1 - columns.shape[1])
+        return sm.OLS(table["depth"], sm.add_constant(columns)).fit().rsquared_adj
 
     assert found["r2"]["value"] == pytest.approx(r2(design.join(features)))
     assert found["terms"]["size"]["alone"]["value"] == pytest.approx(r2(design))

@@ -29,8 +29,9 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
         features. It hangs on what else is known, so it has companions: `contrast_given_place`, in a regression that
         knows the place too, and `contrast_given_token`, which also leaves alone static features that change from token
         to token, such as the degree of the vertex that was read last. None where there is nothing more to be known. All
-        shares are adjusted for the number of columns, by that of examples. `left_out`: features that are constant, or
-        say the same as others. `reason` where nothing can be said.
+        shares are adjusted for the number of columns, by that of tokens: with few examples, whose tokens are alike, those
+        of features of the example come out too large. `left_out`: features that are constant, or say the same as
+        others. `reason` where nothing can be said.
     """
     features = [name for name in table.columns if name.endswith((STATIC, STATE))]
     table = table.dropna(subset=[depth, *features])
@@ -120,11 +121,11 @@ def _bootstrap_shares(
         name: [1 + names.index(column) for column in own]
         for name, own in {**groups, "place": list(known.columns), "of tokens": of_tokens}.items()
     }
-    whole = _shares(products.sum(0), where, len(products))
+    whole = _shares(products.sum(0), where)
     drawn: dict[tuple[str, str], list[float]] = {key: [] for key in whole}
     for _ in range(resamples):
         weights = np.bincount(rng.integers(len(products), size=len(products)), minlength=len(products))
-        for key, value in _shares(np.tensordot(weights, products, 1), where, len(products)).items():
+        for key, value in _shares(np.tensordot(weights, products, 1), where).items():
             drawn[key].append(value)
     found = {}
     for key, value in whole.items():
@@ -134,43 +135,41 @@ def _bootstrap_shares(
     return found
 
 
-def _shares(products: np.ndarray, where: dict[str, list[int]], examples: int) -> dict[tuple[str, str], float]:
+def _shares(products: np.ndarray, where: dict[str, list[int]]) -> dict[tuple[str, str], float]:
     """R^2 of the whole, of each group alone, and the loss without it; and the contrasts.
 
-    `products`: sums of products of (1, columns, y), over the tokens of `examples`. `where`: the columns of each group;
-    "place" and "of tokens" are known beside them in the contrasts alone.
+    `products`: sums of products of (1, columns, y). `where`: the columns of each group; "place" and "of tokens" are
+    known beside them in the contrasts alone.
     """
     groups = {name: own for name, own in where.items() if name not in ("place", "of tokens")}
     every = [column for column in range(1, len(products) - 1) if column not in where["place"]]
-    full = _r2(products, every, examples)
+    full = _r2(products, every)
     found = {("all", "r2"): full}
     for name, own in groups.items():
-        found[name, "alone"] = _r2(products, own, examples)
-        found[name, "lost"] = full - _r2(products, [column for column in every if column not in own], examples)
+        found[name, "alone"] = _r2(products, own)
+        found[name, "lost"] = full - _r2(products, [column for column in every if column not in own])
     if "size and static" in groups and "state" in groups:
         found[CONTRASTS[0], "state less static"] = found["state", "lost"] - found["size and static", "lost"]
         everything = [*every, *where["place"]]
         of_instance = [column for column in groups["size and static"] if column not in where["of tokens"]]
         if where["place"]:
             found[CONTRASTS[1], "state less static"] = _contrast(
-                products, everything, groups["state"], groups["size and static"], examples
+                products, everything, groups["state"], groups["size and static"]
             )
         if where["of tokens"] and of_instance:
-            found[CONTRASTS[2], "state less static"] = _contrast(
-                products, everything, groups["state"], of_instance, examples
-            )
+            found[CONTRASTS[2], "state less static"] = _contrast(products, everything, groups["state"], of_instance)
     return found
 
 
-def _contrast(products: np.ndarray, every: list[int], state: list[int], static: list[int], examples: int) -> float:
+def _contrast(products: np.ndarray, every: list[int], state: list[int], static: list[int]) -> float:
     """What R^2 loses without `state`, less what it loses without `static`: the R^2 of all but each, the other way."""
     without_state, without_static = (
-        _r2(products, [column for column in every if column not in own], examples) for own in (state, static)
+        _r2(products, [column for column in every if column not in own]) for own in (state, static)
     )
     return without_static - without_state
 
 
-def _r2(products: np.ndarray, places: list[int], examples: int) -> float:
+def _r2(products: np.ndarray, places: list[int]) -> float:
     chosen = [0, *places]
     normal, right = products[np.ix_(chosen, chosen)], products[chosen, -1]
     explained = right @ np.linalg.lstsq(normal, right, rcond=1e-10)[0]
@@ -178,8 +177,8 @@ def _r2(products: np.ndarray, places: list[int], examples: int) -> float:
     total = products[-1, -1] - mean
     if total < 1e-12:
         return 0.0
-    # Adjusted: columns of noise explain nothing on average. By examples: the tokens of one are not independent.
-    count, used = examples, len(places)
+    # Adjusted: columns of noise explain nothing on average.
+    count, used = products[0, 0], len(places)
     unexplained = max(0.0, 1 - (explained - mean) / total)
     return float(1 - unexplained * (count - 1) / max(1.0, count - 1 - used))
 
