@@ -29,9 +29,9 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
         features. It hangs on what else is known, so it has companions: `contrast_given_place`, in a regression that
         knows the place too, and `contrast_given_token`, which also leaves alone static features that change from token
         to token, such as the degree of the vertex that was read last. None where there is nothing more to be known. All
-        shares are adjusted for the number of columns, by that of tokens: with few examples, whose tokens are alike, those
-        of features of the example come out too large. `left_out`: features that are constant, or say the same as
-        others. `reason` where nothing can be said.
+        shares are adjusted for the number of columns, by that of tokens: with few examples, whose tokens are alike,
+        those of features of the example come out too large. `left_out`: features that are constant, or say the same
+        as others. `reason` where nothing can be said.
     """
     features = [name for name in table.columns if name.endswith((STATIC, STATE))]
     table = table.dropna(subset=[depth, *features])
