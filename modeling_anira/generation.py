@@ -215,6 +215,8 @@ class AniraGenerationMixin(GenerationMixin):
             refuse("output_exit_log_probs", "True in generate", "used in a forward over the sequences that came out")
         if kwargs.get("exit_depths") is None:
             for name in CONFIG_OPTIONS:
+                if name == "exit_quantile" and kwargs.get("exit_rule") not in (None, "quantile"):
+                    continue  # the rule that the call names does not read it
                 if model_kwargs.get(name) is None and getattr(config, name, None) is not None:
                     model_kwargs[name] = getattr(config, name)
         else:

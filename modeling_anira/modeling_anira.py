@@ -456,8 +456,9 @@ class AniraModel(AniraPreTrainedModel):
         Raises:
             ValueError: Names the argument, its value and what is allowed.
         """
-        if isinstance(kwargs.get("cache"), Cache):
-            past_key_values = kwargs.pop("cache")
+        if "cache" in kwargs and (kwargs["cache"] is None or isinstance(kwargs["cache"], Cache)):
+            cache = kwargs.pop("cache")
+            past_key_values = past_key_values if cache is None else cache
         check_keywords(kwargs)
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):

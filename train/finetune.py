@@ -28,6 +28,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 
 with suppress(ModuleNotFoundError):
@@ -153,6 +154,8 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"finetune.py: {error}")
     if arguments.lora_rank:
+        # Trainer's own seeding comes after these weights are drawn.
+        set_seed(training.seed)
         model = add_lora(model, arguments.lora_rank)
     trainer = Trainer(
         model=model,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from datasets_scripts.files import read_json_lines, write_whole
@@ -17,9 +18,11 @@ class Journal:
     def __init__(self, accelerator: Accelerator, path: Path, first_step: int, steps: int, finished: bool) -> None:
         """Takes up the log of a run that stopped after `first_step`; of one that is `finished`, as it stands.
 
-        What the run makes again is dropped: all beyond that step, and the evaluation there, which may be half done.
+        What the run makes again is dropped: all beyond that step, and the evaluation there (`lacks_evaluation`), which
+        may be half done.
         """
         self.accelerator, self.path = accelerator, path
+        lacks_evaluation = [False]
         if accelerator.is_main_process:
             known = read_json_lines(path) if path.exists() else []
             again = {"evaluation"} if not finished else set()
@@ -28,7 +31,10 @@ class Journal:
                 for line in known
                 if line["step"] < first_step or (line["step"] == first_step and line["kind"] not in again)
             ]
+            lacks_evaluation = [any(line["step"] == first_step and line["kind"] in again for line in known)]
             write_whole(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+        # All processes share an evaluation: all must know of it.
+        (self.lacks_evaluation,) = broadcast_object_list(lacks_evaluation)
         self.bar = tqdm(
             total=steps, initial=first_step, unit="step", file=sys.stderr, disable=not accelerator.is_main_process
         )

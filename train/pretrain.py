@@ -28,6 +28,7 @@ from batches import StepBatches, open_source
 from journal import Journal
 from optimizers import make_optimizers, make_scheduler
 from recipe import Recipe, RecipeError, list_differences, read_recipe
+from safetensors import SafetensorError
 from saving import list_checkpoints, load_checkpoint, save_checkpoint
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
@@ -93,7 +94,8 @@ class Pretraining:
         # From here on each process draws its own dropout.
         set_seed(recipe.seed, device_specific=True)
         decider = model.decider
-        noise = noise_shape(decider, (1, 1), model.config.max_depth, training=True)[2:] if decider.learned else None
+        # Under every decider, though `fixed` reads none: a model that is given none draws a seed, and dropout moves on.
+        noise = None if recipe.random_depth else noise_shape(decider, (1, 1), config.max_depth, training=True)[2:]
         self.batches = StepBatches(
             recipe,
             open_source(recipe),
@@ -128,6 +130,11 @@ class Pretraining:
                 raise RecipeError(
                     f"{self.out} holds a run with other settings: {differing}. Say its own, or choose another --out."
                 )
+            if not checkpoints and (self.out / "model").exists():
+                raise RecipeError(
+                    f"{self.out} holds a model whose checkpoints are gone, so that its run cannot be taken up again. "
+                    "Choose another --out."
+                )
             if not resume and (checkpoints or (self.out / "model").exists()):
                 raise RecipeError(f"{self.out} holds this run already. Add --resume to go on, or choose another --out.")
         self.accelerator.wait_for_everyone()
@@ -157,7 +164,7 @@ class Pretraining:
             generator=torch.Generator(),
         )
         if self.step and not self.finished:
-            self._evaluate_if_due()
+            self._evaluate_if_due(again=self.journal.lacks_evaluation)
         self.model.train()
         begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
         for micro_batches in loader:
@@ -260,9 +267,12 @@ class Pretraining:
             f"{indices}. Last good checkpoint: {last}."
         )
 
-    def _evaluate_if_due(self) -> bool:
-        """Answers rows of the validation splits, if the recipe wants that after this step; whether it did."""
-        if self.step < self.recipe.steps and not _due(self.step, self.recipe.evaluate_every):
+    def _evaluate_if_due(self, again: bool = False) -> bool:
+        """Answers rows of the validation splits, if the recipe wants that after this step; whether it did.
+
+        `again`: this step's evaluation was dropped from the log, whatever the recipe wants by now.
+        """
+        if self.step < self.recipe.steps and not again and not _due(self.step, self.recipe.evaluate_every):
             return False
         splits = ["validation"]
         if self.task.config.extrapolation_size > self.task.config.max_size:
@@ -284,8 +294,12 @@ class Pretraining:
         """The model with its tokenizer, as `from_pretrained` takes it; whole or not at all."""
         if self.accelerator.is_main_process:
             unfinished, finished = self.out / "model.unfinished", self.out / "model"
-            self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
-            make_tokenizer().save_pretrained(unfinished)
+            try:
+                self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
+                make_tokenizer().save_pretrained(unfinished)
+            except SafetensorError as error:
+                # Of a disk that is full, say, which is no OSError there.
+                raise OSError(f"the model cannot be written: {error}") from error
             shutil.rmtree(finished, ignore_errors=True)
             unfinished.rename(finished)
         self.accelerator.wait_for_everyone()

@@ -152,7 +152,7 @@ class Recipe:
             _refuse_unknown(f"task_settings.{name}", name, known)
         try:
             return get_task(self.task, **{**self.task_settings, **limits})
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise RecipeError(f"task_settings: {error}") from error
 
     def make_config(self) -> AniraConfig:

@@ -482,6 +482,26 @@ def test_a_cache_goes_by_the_name_that_newer_releases_give_it_too():
     assert torch.allclose(end.logits, whole.logits[:, 4:], atol=1e-4)
 
 
+@pytest.mark.parametrize("rule", ["sample", "mode"])
+def test_a_rule_that_the_call_names_sets_a_kept_quantile_aside(rule):
+    """It was refused as if the call had given both."""
+    model, batch = model_and_batch("early")
+    model.generation_config.exit_quantile = 0.2
+    torch.manual_seed(0)
+    found = generate(model, batch, exit_rule=rule, eos_token_id=None)
+    model.generation_config.exit_quantile = None
+    torch.manual_seed(0)
+    assert torch.equal(generate(model, batch, exit_rule=rule, eos_token_id=None).exit_depths, found.exit_depths)
+
+
+def test_no_cache_is_no_paged_cache():
+    """By the name of newer releases it was taken for one, and a packed forward was refused."""
+    model, batch = model_and_batch()
+    model.config.execution = "packed"
+    ids = batch.input_ids[1:2]
+    assert torch.equal(model(ids, cache=None).logits, model(ids).logits)
+
+
 def test_a_pipeline_pads_and_gives_what_each_prompt_gives():
     model, _ = model_and_batch()
     text = pipeline("text-generation", model=model, tokenizer=word_tokenizer(), device="cpu")

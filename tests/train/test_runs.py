@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pretrain import Pretraining, RunArguments
+from recipe import make_recipe
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -241,12 +243,37 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for_and_a_finished_run_is_lef
     shutil.rmtree(tmp_path / "run" / "model")
     cut = next(place for place, line in enumerate(lines) if line["kind"] == "evaluation") + 1
     log.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:cut]))
-    assert run(tmp_path, "--config", recipe, "--out", "run", "--resume").returncode == 0
+    # A change of when to evaluate once lost the evaluation of this step.
+    changed = ("--set", "evaluate_every=10")
+    assert run(tmp_path, "--config", recipe, "--out", "run", "--resume", *changed).returncode == 0
     again = [json.loads(line) for line in log.read_text().splitlines()]
     for line in (*lines, *again):
         for name in ("tokens_per_second", "steps"):
             line.pop(name, None)
     assert again == lines
+    # Once a run whose checkpoints had been removed began anew, and emptied its log first.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    kept = log.read_text()
+    done = run(tmp_path, "--config", recipe, "--out", "run", "--resume")
+    assert done.returncode == 1
+    assert "holds a model whose checkpoints are gone" in done.stderr.strip().splitlines()[-1]
+    assert log.read_text() == kept
+
+
+def test_dropout_is_the_same_under_every_decider(tmp_path):
+    """`fixed` was given no noise, so that the model drew a seed first, and its dropout was another."""
+    seen = []
+    for decider in ("fixed", "online", "early"):
+        model = {"max_position_embeddings": 256, "hidden_size": 16, "decider": decider, "attention_dropout": 0.5}
+        content = {"task": "brevo-mini", "steps": 1, "batch_size": 4, "learning_rate": 1e-3, "model": model}
+        arguments = RunArguments(config="", out=str(tmp_path / decider))
+        training = Pretraining(make_recipe(content), arguments)
+        training.model.train()
+        training.model.model.prelude[-1].register_forward_hook(lambda module, args, found: seen.append(found[0]))
+        training._loss(training.batches[0][0], 0.1)
+        training.journal.close()
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], seen[2])
 
 
 @pytest.fixture(scope="module")
