@@ -13,9 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 from measures import measure
 from pages import parse_folders_first
+from report import ReportError, read_run, read_tables
 from run import read_commit, without_nan
 from tqdm import tqdm
 
@@ -29,33 +29,17 @@ class AnalysisArguments:
     folders: list[str] = field(metadata={"help": "Folders that evaluate/run.py wrote."})
 
 
-class AnalysisError(ValueError):
-    """A folder that cannot be analysed."""
-
-
 def analyse(folder: Path) -> dict[str, Any]:
     """What metrics.json of a finished evaluation holds with its analyses made anew.
 
-    Raises an AnalysisError that names what the folder lacks.
+    Raises a ReportError if it is none.
     """
-    kept = folder / "metrics.json"
-    if not kept.is_file():
-        raise AnalysisError(f"{folder} has no metrics.json; let evaluate/run.py finish there.")
-    metrics = json.loads(kept.read_text())
-    main_split, log = metrics["splits"][0], folder / "log.jsonl"
-    tables = {split: _read_tables(folder / split) for split in metrics["splits"]}
-    given = _read_tables(folder / f"{main_split}-given") if "kl" in metrics["given"] else None
+    run, log = read_run(folder), folder / "log.jsonl"
+    metrics, main_split = run.metrics, run.metrics["splits"][0]
+    given = read_tables(folder, f"{main_split}-given") if "kl" in metrics["given"] else None
     arguments = SimpleNamespace(seed=metrics["seed"], resamples=metrics["options"]["resamples"])
-    analyses = measure(tables, given, main_split, metrics["size_limit"], log if log.is_file() else None, arguments)
+    analyses = measure(run.tables, given, main_split, metrics["size_limit"], log if log.is_file() else None, arguments)
     return metrics | {"analyses": without_nan(analyses), "analyses_commit": read_commit()}
-
-
-def _read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(token table, example table) of a split."""
-    missing = [name for name in ("tokens", "examples") if not (folder / f"{name}.parquet").is_file()]
-    if missing:
-        raise AnalysisError(f"{folder} lacks {', '.join(f'{name}.parquet' for name in missing)}.")
-    return pd.read_parquet(folder / "tokens.parquet"), pd.read_parquet(folder / "examples.parquet")
 
 
 def main() -> None:
@@ -64,7 +48,7 @@ def main() -> None:
     try:
         for folder in tqdm([Path(folder) for folder in parsed.folders], unit="evaluation"):
             write_whole(folder / "metrics.json", json.dumps(analyse(folder), indent=1))
-    except (AnalysisError, OSError) as error:
+    except (ReportError, OSError) as error:
         sys.exit(f"analyse.py: {error}")
 
 

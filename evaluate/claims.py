@@ -16,8 +16,8 @@ _SIZE_ALONE_EARLY = 0.28
 _LEAST_ALIGNMENT = 0.2
 _LEAST_CONTRAST = 0.05
 _LEAST_RISE = 0.05
-# Accuracy that differs by less is equal.
-_LEAST_FALL = 0.05
+# Accuracy that differs by no more is equal.
+_EQUAL_ACCURACY = 0.05
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _generalization(limit: int, name: str, found: dict[str, Any]) -> Claim:
     elif accuracy["high"] < 0 and higher and goes_on >= 0:
         holds = "partly"
     else:
-        against = goes_on < 0 or depth["high"] < _LEAST_RISE or accuracy["low"] > -_LEAST_FALL
+        against = goes_on < 0 or depth["high"] < _LEAST_RISE or accuracy["low"] > -_EQUAL_ACCURACY
         holds = "no" if against else "unknown"
     return Claim(finding, "no figures known", name, ours, holds)
 
@@ -141,8 +141,8 @@ def _phases(name: str, found: dict[str, Any]) -> Claim:
         ours += f"; turn at step {turn['value']:.0f} ({turn['low']:.0f} to {turn['high']:.0f})"
     if changes:
         ours += "; accuracy " + ", then ".join(f"{change:+.2f}" for change in changes)
-    falls_at_equal = found["phases"].endswith("fall") and bool(changes) and abs(changes[-1]) <= _LEAST_FALL
-    learnt_first = len(changes) == 2 and changes[0] > _LEAST_FALL
+    falls_at_equal = found["phases"].endswith("fall") and bool(changes) and abs(changes[-1]) <= _EQUAL_ACCURACY
+    learnt_first = len(changes) == 2 and changes[0] > _EQUAL_ACCURACY
     if found["phases"] == "rise, then fall" and learnt_first and falls_at_equal:
         holds = "yes"
     elif falls_at_equal:

@@ -50,14 +50,17 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise ReportError(f"{folder} has no metrics.json: it is no finished evaluation. Let evaluate/run.py finish it.")
     metrics = json.loads(path.read_text())
-    if not (folder / metrics["splits"][0] / "tokens.parquet").is_file():
-        raise ReportError(f"{folder} has metrics.json, but not the tables that evaluate/run.py wrote beside it.")
-    tables = {
-        split: tuple(pd.read_parquet(folder / split / f"{kind}.parquet") for kind in ("tokens", "examples"))
-        for split in metrics["splits"]
-    }
+    tables = {split: read_tables(folder, split) for split in metrics["splits"]}
     log = folder / "log.jsonl"
     return Run(str(folder), metrics, tables, read_evaluations(log) if log.is_file() else pd.DataFrame())
+
+
+def read_tables(folder: Path, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(token table, example table) of a split of a finished evaluation. Raises a ReportError if one is missing."""
+    paths = [folder / split / f"{kind}.parquet" for kind in ("tokens", "examples")]
+    if not all(path.is_file() for path in paths):
+        raise ReportError(f"{folder} has metrics.json, but not the tables that evaluate/run.py wrote beside it.")
+    return pd.read_parquet(paths[0]), pd.read_parquet(paths[1])
 
 
 def name_apart(runs: list[Run]) -> list[Run]:

@@ -277,22 +277,22 @@ class Evaluation:
         return found
 
     def _find_log(self) -> Path | None:
-        beside = Path(self.arguments.model).parent / "log.jsonl"
-        inside = Path(self.arguments.model) / "log.jsonl"
         if self.arguments.training_log:
             return Path(self.arguments.training_log)
-        return next((path for path in (inside, beside) if path.is_file()), None)
+        return self._find_of_training("log.jsonl")
+
+    def _find_of_training(self, name: str) -> Path | None:
+        """A file that its training left with the model, or beside it."""
+        model = Path(self.arguments.model)
+        return next((path for path in (model / name, model.parent / name) if path.is_file()), None)
 
     def _size_limit(self) -> int:
         """The largest size of training: by the recipe beside the model, if it is of this task, else by the dataset."""
-        model = Path(self.arguments.model)
-        for path in (model / "recipe.json", model.parent / "recipe.json"):
-            if path.is_file():
-                recipe = json.loads(path.read_text())
-                if recipe["task"] == self.arguments.config:
-                    largest = recipe["task_settings"].get("max_size", self.task.config.max_size)
-                    return max(recipe["sizes"] or [largest])
-        return self.task.config.max_size
+        largest, path = self.task.config.max_size, self._find_of_training("recipe.json")
+        recipe = json.loads(path.read_text()) if path else {}
+        if recipe.get("task") != self.arguments.config:
+            return largest
+        return max(recipe["sizes"] or [recipe["task_settings"].get("max_size", largest)])
 
     def _describe(self) -> dict[str, Any]:
         """What the figures depend on."""

@@ -58,6 +58,11 @@ class Checkpoint:
     metrics: dict[str, Any]
 
     @property
+    def exits(self) -> dict[str, Any]:
+        """Its settings by which tokens exit, among others: the generation config's word is before the config's."""
+        return self.config | {name: value for name, value in self.generation.items() if value is not None}
+
+    @property
     def repo(self) -> str:
         """Its repo's name on the Hub."""
         return f"anira-{self.name}"
@@ -90,14 +95,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             )
     if metrics.get("weights_digest") != digest_weights(load_file(folder / "model.safetensors")):
         raise ReleaseError(f"{folder}/metrics.json is of other weights than those beside it; evaluate these.")
-    exits = config | {name: value for name, value in generation.items() if value is not None}
+    found = Checkpoint(folder.resolve().name, config, generation, recipe, metrics)
     # Evaluations from before 2026-11-26 do not say by which rule tokens exited.
     for name, evaluated in metrics.get("exits", {}).items():
-        if exits.get(name, evaluated) != evaluated:
+        own = found.exits.get(name, evaluated)
+        if own != evaluated:
             raise ReleaseError(
-                f"`{name}` in {folder}/metrics.json is {evaluated!r}, but {exits[name]!r} beside it; evaluate that."
+                f"`{name}` in {folder}/metrics.json is {evaluated!r}, but {own!r} beside it; evaluate that."
             )
-    return Checkpoint(folder.resolve().name, config, generation, recipe, metrics)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def make_card(checkpoint: Checkpoint, owner: str) -> str:
         paper=PAPER,
         checkpoint=checkpoint,
         config=checkpoint.config,
-        exits=checkpoint.config | {name: value for name, value in checkpoint.generation.items() if value is not None},
+        exits=checkpoint.exits,
         recipe=_flatten(checkpoint.recipe),
         metrics=checkpoint.metrics,
         analyses=checkpoint.metrics["analyses"],

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
@@ -87,7 +87,7 @@ def carry_out(run: Planned, arguments: PlanArguments) -> str:
     out, dataset = (os.path.relpath(path, ROOT) for path in (folder, arguments.dataset))
     if (folder / "recipe.json").exists():
         try:
-            planned = json.loads(json.dumps(asdict(read_recipe(ROOT / run.recipe, run.set))))
+            planned = read_recipe(ROOT / run.recipe, run.set).plain()
         except RecipeError as refusal:
             return f"{run.name}: training failed: {refusal}"
         if differing := list_differences(json.loads((folder / "recipe.json").read_text()), planned):

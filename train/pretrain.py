@@ -28,8 +28,7 @@ from batches import StepBatches, open_source
 from journal import Journal
 from optimizers import make_optimizers, make_scheduler
 from recipe import Recipe, RecipeError, list_differences, read_recipe
-from safetensors import SafetensorError
-from saving import list_checkpoints, load_checkpoint, save_checkpoint
+from saving import list_checkpoints, load_checkpoint, save_checkpoint, writing
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 from validation import validate
@@ -122,7 +121,7 @@ class Pretraining:
 
     def _open_folder(self, resume: bool) -> None:
         """Makes the run's folder, or takes up what it holds. Refuses another recipe's."""
-        kept, settings = self.out / "recipe.json", json.loads(json.dumps(asdict(self.recipe)))
+        kept, settings = self.out / "recipe.json", self.recipe.plain()
         checkpoints = list_checkpoints(self.out / "checkpoints")
         if kept.exists():
             differing = list_differences(json.loads(kept.read_text()), settings)
@@ -135,7 +134,7 @@ class Pretraining:
                     f"{self.out} holds a model whose checkpoints are gone, so that its run cannot be taken up again. "
                     "Choose another --out."
                 )
-            if not resume and (checkpoints or (self.out / "model").exists()):
+            if not resume and checkpoints:
                 raise RecipeError(f"{self.out} holds this run already. Add --resume to go on, or choose another --out.")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -294,12 +293,9 @@ class Pretraining:
         """The model with its tokenizer, as `from_pretrained` takes it; whole or not at all."""
         if self.accelerator.is_main_process:
             unfinished, finished = self.out / "model.unfinished", self.out / "model"
-            try:
+            with writing("the model"):
                 self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
                 make_tokenizer().save_pretrained(unfinished)
-            except SafetensorError as error:
-                # Of a disk that is full, say, which is no OSError there.
-                raise OSError(f"the model cannot be written: {error}") from error
             shutil.rmtree(finished, ignore_errors=True)
             unfinished.rename(finished)
         self.accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -168,6 +169,10 @@ class Recipe:
         except Exception as error:
             # transformers wraps what a validator says; the last line is the reason.
             raise RecipeError(f"model: {str(error).splitlines()[-1].strip()}") from error
+
+    def plain(self) -> dict[str, Any]:
+        """Its settings as JSON keeps them: tuples are lists."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def largest_size(self, step: int) -> int:
         """The largest size that is drawn at `step`, from 0: each size is let in after an equal share of steps."""

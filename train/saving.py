@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,16 @@ from recipe import RecipeError
 from safetensors import SafetensorError
 
 _PROGRESS = "progress.json"
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Makes an OSError that names `what` of every error for which a disk that is full may be the reason."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # safetensors and torch have errors of their own for it.
+        raise OSError(f"{what} cannot be written: {error}") from error
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, progress: dict[str, Any], keep: int) -> Path:
@@ -25,11 +37,11 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, progress:
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
     try:
-        accelerator.save_state(str(unfinished))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # safetensors and torch have errors of their own for a disk that is full.
+        with writing(f"the checkpoint {path.name}"):
+            accelerator.save_state(str(unfinished))
+    except OSError:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise OSError(f"the checkpoint {path.name} cannot be written: {error}") from error
+        raise
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (unfinished / _PROGRESS).write_text(json.dumps({"step": step, **progress}))

@@ -99,6 +99,17 @@ def test_weights_that_were_not_evaluated_are_refused_and_the_old_repo_stays(says
     assert digest(out) == digest(assembled)
 
 
+def test_weights_that_do_not_fit_the_config_are_refused_and_the_old_repo_stays(assembled, checkpoint, tmp_path):
+    out = shutil.copytree(assembled, tmp_path / "hub")
+    folder = shutil.copytree(checkpoint, tmp_path / NAME)
+    config = json.loads((folder / "config.json").read_text())
+    more = {"num_coda_layers": config["num_coda_layers"] + 1, "num_hidden_layers": None}
+    (folder / "config.json").write_text(json.dumps({**config, **more}))
+    with pytest.raises(ReleaseError, match="do not fit"):
+        assemble.assemble_model(folder, out, OWNER)
+    assert digest(out) == digest(assembled)
+
+
 def test_a_folder_of_something_else_is_not_replaced(checkpoint, tmp_path):
     (tmp_path / MODEL).mkdir()
     (tmp_path / MODEL / "thesis.txt").write_text("years of work")
