@@ -55,6 +55,8 @@ def check_keywords(kwargs: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, CALL_OPTIONS, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise TypeError(f"forward() got an unexpected argument `{name}`{hint}")
+    if not kwargs.get("is_causal", True) and "cache" not in kwargs:  # continuous batching says it, and gives masks
+        refuse("is_causal", "False", "left out: this model is causal (a 4-D `attention_mask` says who sees whom)")
 
 
 def check_unknown_fields(unknown: Iterable[str], fields: Iterable[str]) -> None:
@@ -72,12 +74,9 @@ def readable(tensor: torch.Tensor) -> bool:
 
 def check_input_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
     """Ids (B, T) must be two-dimensional and name tokens of the vocabulary."""
-    require(
-        input_ids.dim() == 2 and input_ids.shape[1] > 0,
-        "input_ids",
-        tuple(input_ids.shape),
-        "of shape (batch, tokens), with at least one token",
-    )
+    fits = input_ids.dim() == 2 and input_ids.numel() > 0
+    require(fits, "input_ids", tuple(input_ids.shape), "of shape (batch, tokens), with at least one token")
+    require(input_ids.dtype in (torch.int32, torch.int64), "input_ids", input_ids.dtype, "torch.int64 or torch.int32")
     if not readable(input_ids):
         return
     outside = (input_ids < 0) | (input_ids >= vocab_size)
@@ -88,6 +87,20 @@ def check_input_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
             f"{int(input_ids[row, column])} at row {row}, token {column}",
             f"from 0 to {vocab_size - 1} (`vocab_size` is {vocab_size})",
         )
+
+
+def check_inputs_embeds(inputs_embeds: torch.Tensor, hidden_size: int) -> None:
+    """Embeddings must be (B, T, hidden_size), of floating point."""
+    shape = tuple(inputs_embeds.shape)
+    fits = len(shape) == 3 and shape[2] == hidden_size and inputs_embeds.numel() > 0
+    require(fits, "inputs_embeds", shape, f"of shape (batch, tokens, {hidden_size}), with at least one token")
+    require(inputs_embeds.is_floating_point(), "inputs_embeds", inputs_embeds.dtype, "of floating point")
+
+
+def check_position_ids(position_ids: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Positions of (B, T) tokens must be (B or 1, T)."""
+    fits = tuple(position_ids.shape) in (shape, (1, shape[1]))
+    require(fits, "position_ids", tuple(position_ids.shape), f"of shape ({shape[0]} or 1, {shape[1]})")
 
 
 def check_exit_depths(
@@ -137,6 +150,8 @@ def check_attention_mask(mask: torch.Tensor | None, shape: tuple[int, int], past
     if mask.dim() == 4:
         fits = mask.shape[0] in (1, batch) and mask.shape[1] == 1 and mask.shape[2] == length
         require(fits, "attention_mask", tuple(mask.shape), f"of shape ({batch} or 1, 1, {length}, keys)")
+        kind = mask.dtype == torch.bool or mask.is_floating_point()
+        require(kind, "attention_mask", mask.dtype, "in 4-D torch.bool, or of floating point and added to the scores")
     else:
         wanted = (batch, past + length)
         require(

@@ -1,5 +1,6 @@
 """The configuration of an ANIRA model."""
 
+import math
 from typing import Any
 
 from .versions import TRANSFORMERS  # noqa: F401  (first of all: a release that is too old is refused by name)
@@ -217,6 +218,7 @@ class AniraConfig(PreTrainedConfig):
         require(self.decider in DECIDERS, "decider", self.decider, f"one of {list(DECIDERS)}")
         size = self.decider_hidden_size
         require(size is None or size >= 1, "decider_hidden_size", size, "at least 1")
+        require(math.isfinite(self.decider_bias), "decider_bias", self.decider_bias, "finite")
         require(self.gumbel_temperature > 0, "gumbel_temperature", self.gumbel_temperature, "above 0")
         require(self.prior_base > 0, "prior_base", self.prior_base, "above 0")
         require(self.compute_weight >= 0, "compute_weight", self.compute_weight, "at least 0")

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
+from .checks import require
+
 if TYPE_CHECKING:
     from .configuration_anira import AniraConfig
 
@@ -122,6 +124,11 @@ class _DeciderMLP(nn.Module):
         return 2 * tokens * (hidden.in_features * hidden.out_features + out.in_features * out.out_features)
 
 
+def _log_sigmoid(logit: float) -> float:
+    """log(1 / (1 + e^-logit)), of any finite logit."""
+    return min(logit, 0.0) - math.log1p(math.exp(-abs(logit)))
+
+
 class EarlyDecider(Decider):
     """ANIRA-E: one look at h^(0), then a softmax over depths (paper section 3.2)."""
 
@@ -132,7 +139,7 @@ class EarlyDecider(Decider):
         super().__init__(config)
         # Starts from the q with which `online` starts: alpha the same at every depth, all that is left on D.
         bias, depth = float(config.decider_bias), config.max_depth
-        exit_now, go_on = -math.log1p(math.exp(-bias)), -math.log1p(math.exp(bias))
+        exit_now, go_on = _log_sigmoid(bias), _log_sigmoid(-bias)
         self.mlp = _DeciderMLP(config, [exit_now + d * go_on for d in range(depth - 1)] + [(depth - 1) * go_on])
 
     def plan(self, shallow: torch.Tensor) -> torch.Tensor:
@@ -173,7 +180,9 @@ class FixedDecider(Decider):
 
     @property
     def _depth(self) -> int:
-        return self.config.fixed_depth or self.config.max_depth
+        depth, deepest = self.config.fixed_depth or self.config.max_depth, self.config.max_depth
+        require(1 <= depth <= deepest, "fixed_depth", depth, f"from 1 to `max_depth` ({deepest})")
+        return depth
 
 
 class StabilityDecider(Decider):

@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens of this call, D `max_depth` of the model, d a depth from 1.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,14 @@ from torch.nn import functional as F
 from .checks import require
 from .deciders import Decider, Readout
 from .freeze import TokenSet
+
+
+def running_sum(values: torch.Tensor) -> torch.Tensor:
+    """
+    Sums of the first 1..D values of (..., D), in the same shape. Not `cumsum`, which on CUDA is refused where
+    deterministic algorithms are asked for.
+    """
+    return torch.stack(list(itertools.accumulate(values.unbind(-1))), -1)
 
 
 def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
@@ -44,7 +53,7 @@ class ExitRule:
             level = self.level(noise)
             level = level.unsqueeze(-1) if isinstance(level, torch.Tensor) else level
             # The last step of the CDF is 1 by definition, whatever the sum came to.
-            depths = (log_q.exp().cumsum(-1)[..., :-1] < level).sum(-1) + 1
+            depths = (running_sum(log_q.exp())[..., :-1] < level).sum(-1) + 1
         return depths.clamp(self.min_depth, self.max_depth)
 
     def stays(self, log_survival: torch.Tensor, depth: int, noise: torch.Tensor | None) -> torch.Tensor:
@@ -173,7 +182,7 @@ class OnlineExits:
         # Iterations that nobody took would have read alpha from frozen states, so it stays what it was.
         not_taken = self.model_depth - 1 - len(self._logits)
         logits = torch.stack([*self._logits, *[self._last_logit()] * not_taken], -1)
-        survival = F.pad(F.logsigmoid(-logits).cumsum(-1), (1, 0))
+        survival = F.pad(running_sum(F.logsigmoid(-logits)), (1, 0))
         return survival + F.pad(F.logsigmoid(logits), (0, 1))
 
     def _last_logit(self) -> torch.Tensor:
@@ -228,7 +237,7 @@ def open_exits(
     soft = gumbel_softmax(log_q, noise, temperature)
     depths = (soft.argmax(-1) + 1).clamp(rule.min_depth, rule.max_depth)
     # P(depth > d); below min_depth it is 1 whatever q says.
-    soft_survival = 1 - soft.cumsum(-1)
+    soft_survival = 1 - running_sum(soft)
     if rule.min_depth > 1:
         soft_survival = torch.cat(
             [torch.ones_like(soft_survival[..., : rule.min_depth - 1]), soft_survival[..., rule.min_depth - 1 :]], -1

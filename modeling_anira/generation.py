@@ -73,13 +73,24 @@ class DepthRecord:
         self._finished_length: torch.Tensor | None = None
         self.prompt_length = 0
         self.offset = 0
+        self.exact = False
 
-    def open(self, prompt_length: int, sequence_length: int) -> None:
-        """`prompt_length`: tokens that the model sees before the first new one; `sequence_length`: of `sequences`."""
-        self.prompt_length, self.offset = prompt_length, prompt_length - sequence_length
+    def open(self, prompt_length: int, sequence_length: int, exact: bool) -> None:
+        """
+        Args:
+            prompt_length: Tokens that the model sees before the first new one.
+            sequence_length: Of `sequences`, by then.
+            exact: Whether the first forward ends with the prompt, or before. (An assistant's candidates follow it.)
+        """
+        self.prompt_length, self.offset, self.exact = prompt_length, prompt_length - sequence_length, exact
 
     def add(self, start: int, depths: torch.Tensor) -> None:
         """Depths (B, tokens) of one forward, whose first token is at position `start`."""
+        end = start + depths.shape[1]
+        if not self._forwards and self.exact and end > self.prompt_length:
+            more = end - self.prompt_length
+            found = f"{more} tokens shorter than what the model was given (by prompt or prefix tuning?)"
+            refuse("input_ids", found, "all of it: other tokens' depths have no place in the output (LoRA adds none)")
         self._forwards.append((start, depths))
 
     def note_finished(self, done: torch.Tensor, length: int) -> None:
@@ -156,13 +167,15 @@ def _with_depths(decode: Callable) -> Callable:
             return decode(self, input_ids, **kwargs)
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         seen = getattr(config, "_mask_length", input_ids.shape[1]) if mask is None else mask.shape[1]
-        record.open(max(seen, 0 if embeds is None else embeds.shape[1]), input_ids.shape[1])
+        assisted = decode is GenerationMixin._assisted_decoding
+        record.open(max(seen, 0 if embeds is None else embeds.shape[1]), input_ids.shape[1], exact=not assisted)
+        _check_sampled_exits(self, kwargs)
         check_length(record.prompt_length, self.config.max_position_embeddings)
         for name in ("exit_depths", "exit_noise"):
             if kwargs.get(name) is not None:
                 expand = max(config.num_beams or 1, config.num_return_sequences or 1)
                 _check_by_position(name, kwargs[name], input_ids.shape[0], expand, config.max_length, record.offset)
-        if decode is GenerationMixin._assisted_decoding and record.offset == 0:
+        if assisted and record.offset == 0:
             cached = cache_length(kwargs.get(CACHE))
             wanted = "left out in assisted decoding, or `input_ids` only what is new"
             require(cached == 0, "past_key_values", f"a cache of {cached} tokens", wanted)
@@ -187,6 +200,14 @@ def _check_by_position(name: str, values: torch.Tensor, rows: int, expand: int, 
     found = (values.shape[0] // expand, *values.shape[1:])
     wanted = f"of shape ({rows // expand}, at least {max_length - 1}): a row a prompt, up to the last token run"
     require(fits, name, found, wanted)
+
+
+def _check_sampled_exits(model: Any, kwargs: dict[str, Any]) -> None:
+    """Without a cache the whole sequence is run again for each token: its exits must not be drawn anew."""
+    rule = kwargs.get("exit_rule") or model.config.exit_rule
+    drawn = rule == "sample" and kwargs.get("exit_noise") is None and kwargs.get("exit_depths") is None
+    if drawn and not kwargs.get("use_cache"):
+        refuse("exit_rule", "'sample' with `use_cache=False`", "used with a cache, or with `exit_noise`")
 
 
 def check_length(length: int, longest: int) -> None:
@@ -215,6 +236,8 @@ class AniraGenerationMixin(GenerationMixin):
             refuse("output_exit_log_probs", "True in generate", "used in a forward over the sequences that came out")
         if kwargs.get("exit_depths") is None:
             for name in CONFIG_OPTIONS:
+                if self.training and name in ("exit_rule", "exit_quantile"):
+                    continue  # in training exits are drawn
                 if name == "exit_quantile" and kwargs.get("exit_rule") not in (None, "quantile"):
                     continue  # the rule that the call names does not read it
                 if model_kwargs.get(name) is None and getattr(config, name, None) is not None:

@@ -29,7 +29,9 @@ from .checks import (
     check_exit_depths,
     check_exit_noise,
     check_input_ids,
+    check_inputs_embeds,
     check_keywords,
+    check_position_ids,
     readable,
     refuse,
     require,
@@ -64,7 +66,8 @@ class AniraModelOutput(BaseModelOutputWithPast):
         hidden_states: With `output_hidden_states=True`, 1 + P + D + E tensors `(B, T, H)`: the embeddings, the output
             of each prelude layer, h^(1)..h^(D) (frozen where a token has exited), the output of each coda layer; the
             last one after the final norm.
-        attentions: With `output_attentions=True`, one tensor `(B, heads, T, S)` for every attention call.
+        attentions: With `output_attentions=True`, one tensor `(B, heads, T, S)` for every attention call that was made:
+            fewer than P + D * C + E where `max_depth` or `fixed_depth` ends the iterations before D.
         exit_depths (`(B, T)` int64): Iterations that each token got, 1..D; 0 at padding.
         expected_depth (`(B, T)` float): sum_d d q(d); 0 at padding.
         exit_log_probs (`(B, T, D)` float): log q, with `output_exit_log_probs=True`; -inf at padding.
@@ -468,10 +471,12 @@ class AniraModel(AniraPreTrainedModel):
             check_input_ids(input_ids, config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
         assert inputs_embeds is not None
+        check_inputs_embeds(inputs_embeds, config.hidden_size)
         shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
 
         if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
-            refuse("use_cache", "True while gradient checkpointing trains", "False (to generate, call `model.eval()`)")
+            name, found, wanted = ("use_cache", "True", "False") if use_cache else ("past_key_values", "given", "left out")
+            refuse(name, f"{found} while gradient checkpointing trains", f"{wanted} (to generate, call `model.eval()`)")
         if use_cache is None:
             use_cache = config.use_cache and not self.training
         if use_cache and past_key_values is None:
@@ -487,7 +492,9 @@ class AniraModel(AniraPreTrainedModel):
         readout = self._readout(readout_head)
 
         mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
-        if position_ids is None:
+        if position_ids is not None:
+            check_position_ids(position_ids, shape)
+        else:
             position_ids = torch.arange(shape[1], device=inputs_embeds.device).unsqueeze(0) + past
         run = _Run(
             everyone=AllTokens(mask),
@@ -661,7 +668,10 @@ class AniraModel(AniraPreTrainedModel):
             max_depth=deepest,
         )
         check_exit_rule(rule.name, rule.quantile, rule.min_depth, rule.max_depth, config)
-        if exit_quantile is not None and rule.name != "quantile" and not self.training:
+        for name in ("exit_rule", "exit_quantile"):
+            if given[name] is not None and self.training:
+                refuse(name, f"{given[name]!r} in training", "left out: exits are drawn there (else call `model.eval()`)")
+        if exit_quantile is not None and rule.name != "quantile":
             refuse("exit_quantile", repr(exit_quantile), f"left out: `exit_rule` is {rule.name!r}, which reads none")
         return rule
 
@@ -720,7 +730,8 @@ class AniraModel(AniraPreTrainedModel):
             return None
         if head is None:
             refuse("decider", f"{self.config.decider!r}, which reads the LM head", "used in AniraForCausalLM")
-        return lambda state: head(self.norm(state))
+        # A device map may have put the head elsewhere.
+        return lambda state: head(self.norm(state)).to(state.device)
 
     def _wants(self, argument: bool | None, field: str) -> bool:
         return bool(getattr(self.config, field, False) if argument is None else argument)
@@ -870,6 +881,8 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
                 counted.ne(-100).sum(),
                 num_items_in_batch,
             )
+            # A device map may have put the head on another device than the rest.
+            kl_loss = kl_loss.to(ce_loss.device)
             loss = ce_loss + self.config.compute_weight * kl_loss
 
         return AniraCausalLMOutput(

@@ -51,4 +51,6 @@ def compute_loss(
     kl = (kl_to_prior(log_q, base) * real).sum() / real.sum().clamp_min(1)
     if num_items_in_batch is None or num_labels is None:
         return kl
-    return kl * num_labels / num_items_in_batch
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(kl.device)
+    return kl * num_labels.to(kl.device) / num_items_in_batch

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from recipe import Recipe
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 # Of the Newton-Schulz iteration: its polynomial lifts small singular values fast, and keeps all between 0.5 and 1.5.
@@ -87,4 +87,6 @@ def _is_of_layer(name: str) -> bool:
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:
     """The recipe's schedule, one step of it a step of the run."""
+    if recipe.restart:
+        return LambdaLR(optimizer, recipe.learning_share)
     return get_scheduler(recipe.schedule, optimizer, recipe.warmup_steps, recipe.steps)

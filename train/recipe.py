@@ -59,6 +59,8 @@ class Recipe:
         compute_weight: gamma, the weight of the KL term, from the step on at which it is fully on.
         press_from, press_to: Shares of the run between which gamma rises from 0. Both 0: constant, as in the paper.
             Otherwise the task is learnt first, and depth pressed down afterwards.
+        restart: Where pressing begins, a cosine that has come to 0 there starts again from this share of
+            `learning_rate`. 0: one schedule from the first step to the last.
         random_depth: Whether each step draws one depth for all its tokens, evenly from 1 to D; for `decider: fixed`.
         mixed_precision: "no" or "bf16".
         compile: Whether the model is compiled.
@@ -92,6 +94,7 @@ class Recipe:
     compute_weight: float = 0.01
     press_from: float = 0.0
     press_to: float = 0.0
+    restart: float = 0.0
     random_depth: bool = False
     mixed_precision: str = "no"
     compile: bool = False
@@ -126,6 +129,10 @@ class Recipe:
         _require(0 <= self.press_from <= 1, "press_from", self.press_from, "from 0 to 1, a share of the run")
         allowed = f"from press_from={self.press_from} to 1"
         _require(self.press_from <= self.press_to <= 1, "press_to", self.press_to, allowed)
+        _require(0 <= self.restart <= 1, "restart", self.restart, "from 0 to 1, a share of `learning_rate`")
+        begins = 0 < self.press_from < 1 and self.schedule == "cosine"
+        allowed = "0 unless `schedule` is 'cosine' and `press_from` above 0 and below 1"
+        _require(begins or not self.restart, "restart", self.restart, allowed)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -180,6 +187,14 @@ class Recipe:
         if step >= self.curriculum * self.steps:
             return task.max_size
         return task.min_size + int(step / (self.curriculum * self.steps) * (task.max_size - task.min_size))
+
+    def learning_share(self, step: int) -> float:
+        """The share of `learning_rate` at `step`, from 0, of a cosine that restarts where pressing begins."""
+        begin = round(self.press_from * self.steps)
+        peak, step, steps = (1.0, step, begin) if step < begin else (self.restart, step - begin, self.steps - begin)
+        if step < self.warmup_steps:
+            return peak * step / self.warmup_steps
+        return peak * (1 + math.cos(math.pi * (step - self.warmup_steps) / max(1, steps - self.warmup_steps))) / 2
 
     def pressure(self, step: int) -> float:
         """gamma at `step`, from 0."""

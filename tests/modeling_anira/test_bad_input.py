@@ -26,6 +26,7 @@ BAD_CONFIGS = [
     ({"decider": "fixed", "fixed_depth": 9}, ["fixed_depth", "9", "8"]),
     ({"decider": "fixed", "fixed_depth": 2, "min_depth": 4}, ["fixed_depth", "2", "min_depth", "4"]),
     ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, ["partial_rotary_factor", "0.5", "1"]),
+    ({"decider_bias": float("-inf")}, ["decider_bias", "-inf", "finite"]),
     ({"gumbel_temperature": 0}, ["gumbel_temperature", "0", "above 0"]),
     ({"prior_base": -1.0}, ["prior_base", "-1.0", "above 0"]),
     ({"compute_weight": -0.1}, ["compute_weight", "-0.1", "at least 0"]),
@@ -83,6 +84,14 @@ BAD_CALLS = [
     ({"attention_mask": torch.ones(2, 9)}, ["attention_mask", "(2, 9)", "(2, 3)"]),
     ({"attention_mask": torch.ones(2, 2, 3, 3)}, ["attention_mask", "(2, 2, 3, 3)", "(2 or 1, 1, 3, keys)"]),
     ({"input_ids": IDS[:, :0]}, ["input_ids", "(2, 0)", "at least one token"]),
+    ({"input_ids": IDS[:0]}, ["input_ids", "(0, 3)", "at least one token"]),
+    ({"input_ids": IDS.float()}, ["input_ids", "float32", "int64"]),
+    ({"input_ids": None, "inputs_embeds": torch.zeros(2, 0, 16)}, ["inputs_embeds", "(2, 0, 16)", "(batch, tokens, 16)"]),
+    ({"input_ids": None, "inputs_embeds": torch.zeros(2, 3, 8)}, ["inputs_embeds", "(2, 3, 8)", "(batch, tokens, 16)"]),
+    ({"input_ids": None, "inputs_embeds": torch.zeros(2, 3, 16).long()}, ["inputs_embeds", "int64", "floating point"]),
+    ({"attention_mask": torch.ones(2, 1, 3, 3).long()}, ["attention_mask", "int64", "torch.bool"]),
+    ({"position_ids": torch.arange(2)[None]}, ["position_ids", "(1, 2)", "(2 or 1, 3)"]),
+    ({"is_causal": False}, ["is_causal", "False", "causal"]),
     ({"exit_depths": DEPTHS[:, :2]}, ["exit_depths", "(2, 2)", "(2, 3)"]),
     ({"exit_depths": DEPTHS.float()}, ["exit_depths", "float32", "int64"]),
     ({"exit_depths": DEPTHS * 0}, ["exit_depths", "0 at row 0, token 0", "from 1 to 4"]),
@@ -172,9 +181,24 @@ def test_a_depth_changed_after_building_is_refused_where_weights_depend_on_it():
         model(IDS)
 
 
+def test_a_fixed_depth_changed_after_building_is_checked_by_the_next_forward():
+    model = small_model(decider="fixed", max_depth=4)
+    model.config.fixed_depth = 9
+    with pytest.raises(ValueError, match=r"fixed_depth.*9.*4"):
+        model(IDS)
+
+
+@pytest.mark.parametrize("option", [{"exit_rule": "sample"}, {"exit_quantile": 0.9}], ids=str)
+def test_training_refuses_an_exit_rule_that_it_would_not_read(option):
+    with pytest.raises(ValueError, match=rf"{next(iter(option))}.*training.*eval"):
+        small_model().train()(IDS, **option)
+
+
 def test_a_cache_while_checkpointing_trains_is_refused():
     model = small_model().train()
     model.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="use_cache"):
+    with pytest.raises(ValueError, match=r"use_cache` is True"):
         model(IDS, use_cache=True)
+    with pytest.raises(ValueError, match=r"past_key_values` is given"):
+        model(IDS, past_key_values=DynamicCache(config=model.config))
     assert model(IDS).past_key_values is None

@@ -40,6 +40,17 @@ def test_training(decider, wrong_device):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"num_items_in_batch": torch.tensor(9)}], ids=["mean", "sum"])
+def test_a_device_map_may_part_head_and_model(options):
+    """Their losses lay on two devices, and could not be added up. `meta` stands for the second."""
+    model = small_model()
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output.to("meta"))
+    batch = make_batch(1, [(0, 0), (2, 0)], 7, 4)
+    output = run(model, batch, "masked", labels=batch.input_ids, **options)
+    assert output.loss.is_meta
+    assert output.compute_loss.is_meta
+
+
 @pytest.mark.parametrize("decider", DECIDERS)
 def test_generation(decider, wrong_device):
     model = small_model(decider=decider)

@@ -88,6 +88,20 @@ def test_lora_on_the_core(tmp_path):
     assert torch.allclose(merged(ids).logits, tuned(input_ids=ids).logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_are_refused_in_generation(kind):
+    """PEFT puts them before a prompt behind our back: depths came back shifted by as many."""
+    import peft
+
+    settings = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    tuned = peft.get_peft_model(small_model(), settings).eval()
+    ids = torch.randint(2, 23, (2, 6), generator=seeded(0))
+    mask = torch.ones_like(ids)
+    assert tuned(input_ids=ids, attention_mask=mask).logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"input_ids.*3 tokens shorter"):
+        tuned.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2)
+
+
 def test_sft_on_prompts_and_completions(tmp_path):
     from trl import SFTConfig, SFTTrainer
 

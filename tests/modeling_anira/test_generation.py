@@ -331,6 +331,7 @@ BAD = [
     ({"exit_depths": torch.ones(1, 7, dtype=torch.int64), "num_beams": 4}, ["exit_depths", "(1, 7)", "(3, at least"]),
     ({"exit_depths": [[1]]}, ["exit_depths", "list", "tensor"]),
     ({"exit_depths": torch.ones(3, 13, dtype=torch.int64), "max_depth": 2}, ["max_depth", "2", "exit_depths"]),
+    ({"exit_rule": "sample", "use_cache": False}, ["exit_rule", "use_cache=False", "exit_noise"]),
     ({"output_exit_log_probs": True}, ["output_exit_log_probs", "forward"]),
     ({"generator": torch.Generator()}, ["generator", "quantile", "sample"]),
     ({"assistant_early_exit": 2}, ["assistant_early_exit", "2", "prompt_lookup_num_tokens"]),
@@ -360,6 +361,13 @@ def test_a_refused_call_leaves_the_model_as_it_was():
         generate(model, batch, 1, assistant_early_exit=2)
     assert model.config.num_hidden_layers == model.config.num_attention_calls
     assert torch.equal(generate(model, batch, 1).sequences, plain.sequences)
+
+
+def test_a_model_left_in_training_mode_does_not_stumble_over_a_kept_rule():
+    """Some trainers generate in training mode, where exits are drawn whatever the generation config says."""
+    model, batch = model_and_batch()
+    model.generation_config.exit_quantile, model.generation_config.exit_rule = 0.9, "quantile"
+    assert generate(model.train(), batch).exit_depths is not None
 
 
 def test_a_prompt_longer_than_the_model_is_refused():

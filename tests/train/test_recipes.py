@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from optimizers import make_scheduler
 from recipe import RecipeError, make_recipe, read_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "train" / "recipes"
@@ -76,6 +78,8 @@ def test_settings_replace_those_of_the_file(tmp_path):
         ({"mixed_precision": "fp16"}, "`mixed_precision` is 'fp16'"),
         ({"compile": "yes please"}, "`compile` is 'yes please', but must be true or false"),
         ({"press_from": 0.6, "press_to": 0.5}, "`press_to` is 0.5, but must be from press_from=0.6 to 1"),
+        ({"restart": 0.5, "schedule": "cosine"}, "`restart` is 0.5, but must be 0 unless .* `press_from` above 0"),
+        ({"restart": 2, "schedule": "cosine", "press_from": 0.5, "press_to": 0.5}, "`restart` is 2, but must be from 0"),
         ({"model": {"max_dept": 4}}, "`model.max_dept` is no setting of a recipe. Did you mean `model.max_depth`"),
         ({"model": {"max_depth": 0}}, "model: .*`max_depth` is 0"),
         ({"model": {"max_position_embeddings": 8}}, "`model.max_position_embeddings` is 8, but must be at least"),
@@ -94,6 +98,23 @@ def test_bad_recipes_are_refused_by_field(change, message):
 def test_what_is_missing_is_named():
     with pytest.raises(RecipeError, match="The recipe lacks `batch_size`"):
         make_recipe({name: value for name, value in GOOD.items() if name != "batch_size"})
+
+
+def test_the_learning_rate_starts_again_where_pressing_begins():
+    settings = {"steps": 100, "warmup_steps": 10, "schedule": "cosine", "press_from": 0.6, "press_to": 0.8}
+    recipe = make_recipe({**GOOD, **settings, "restart": 0.5})
+    (weight,) = torch.nn.Linear(1, 1, bias=False).parameters()
+    optimizer = torch.optim.SGD([weight], lr=recipe.learning_rate)
+    scheduler = make_scheduler(optimizer, recipe)
+    rates = []
+    for _ in range(recipe.steps):
+        rates.append(optimizer.param_groups[0]["lr"] / recipe.learning_rate)
+        optimizer.step()
+        scheduler.step()
+    known = {0: 0, 5: 0.5, 10: 1, 35: 0.5, 60: 0, 65: 0.25, 70: 0.5, 85: 0.25}
+    assert {step: rates[step] for step in known} == pytest.approx(known)
+    assert rates[59] < 0.01
+    assert rates[99] < 0.01
 
 
 def test_compute_weight_is_constant_or_rises_between_two_shares_of_the_run():
