@@ -10,11 +10,11 @@ which the same command goes on if it was stopped. The same arguments and version
 import hashlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -259,9 +259,7 @@ def _write_shards(shards: list[Shard], processes: int, progress: Any) -> None:
             _write_shard(shard)
             progress.update(len(shard.indices))
         return
-    with ProcessPoolExecutor(
-        min(processes, len(missing)), initializer=_end_with_parent, initargs=(os.getpid(),)
-    ) as pool:
+    with ProcessPoolExecutor(min(processes, len(missing)), initializer=_end_with_parent) as pool:
         waiting = {pool.submit(_write_shard, shard): shard for shard in missing}
         try:
             for done in as_completed(waiting):
@@ -272,15 +270,16 @@ def _write_shards(shards: list[Shard], processes: int, progress: Any) -> None:
             raise
 
 
-def _end_with_parent(parent: int) -> None:
-    """Ends this process soon after `parent` was killed, also while it waits for work, which would never come.
+def _end_with_parent() -> None:
+    """Ends this process soon after its parent was killed, also while it waits for work, which would never come.
 
     Until then it disturbs nobody, as unfinished files have names of their own.
     """
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # it is a worker
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -205,6 +205,8 @@ def next_token_distribution(grammar: Grammar, sentence: Sequence[int] | np.ndarr
     terminals = np.asarray(sentence, dtype=np.int64)
     weights = _next_weights(grammar.tables, terminals)
     totals = weights.sum(axis=1, keepdims=True)
+    if not np.isfinite(totals).all():
+        raise ValueError("The grammar's rules are of lengths so different that its probabilities leave fp64's range.")
     return np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
 
 

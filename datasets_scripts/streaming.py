@@ -33,6 +33,13 @@ class TaskStream(IterableDataset):
         self._loaded: dict[str, Any] | None = None
         self._state: dict[str, Any] = {"position": 0, "num_readers": None}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker that is spawned, and so gets a copy, knows nothing of this process's group: the copy does."""
+        state = self.__dict__.copy()
+        if self.process is None and _has_group():
+            state["process"], state["num_processes"] = _find_process()
+        return state
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         reader, num_readers = self._place()
         start, self._loaded = self._loaded or {"position": 0, "num_readers": None}, None
@@ -102,8 +109,12 @@ def stream(
     return TaskStream(found, split, seed, columns, process, num_processes)
 
 
+def _has_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _find_process() -> tuple[int, int]:
     """(number of this process, number of processes), as torch.distributed or its launcher's environment has them."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _has_group():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -475,7 +475,9 @@ class AniraModel(AniraPreTrainedModel):
         shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
 
         if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
-            name, found, wanted = ("use_cache", "True", "False") if use_cache else ("past_key_values", "given", "left out")
+            name, found, wanted = (
+                ("use_cache", "True", "False") if use_cache else ("past_key_values", "given", "left out")
+            )
             refuse(name, f"{found} while gradient checkpointing trains", f"{wanted} (to generate, call `model.eval()`)")
         if use_cache is None:
             use_cache = config.use_cache and not self.training
@@ -670,7 +672,9 @@ class AniraModel(AniraPreTrainedModel):
         check_exit_rule(rule.name, rule.quantile, rule.min_depth, rule.max_depth, config)
         for name in ("exit_rule", "exit_quantile"):
             if given[name] is not None and self.training:
-                refuse(name, f"{given[name]!r} in training", "left out: exits are drawn there (else call `model.eval()`)")
+                refuse(
+                    name, f"{given[name]!r} in training", "left out: exits are drawn there (else call `model.eval()`)"
+                )
         if exit_quantile is not None and rule.name != "quantile":
             refuse("exit_quantile", repr(exit_quantile), f"left out: `exit_rule` is {rule.name!r}, which reads none")
         return rule

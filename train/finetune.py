@@ -37,6 +37,9 @@ with suppress(ModuleNotFoundError):
 # The core's projections, which every iteration shares.
 LORA_TARGETS = r".*\.core\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
+# Trainer takes `true` for its last checkpoint, but the command line gives it as the name of a folder.
+_WORDS = {"true": True, "false": None}
+
 
 @dataclass
 class FinetuneArguments:
@@ -136,6 +139,12 @@ def main() -> None:
             f"finetune.py: `label_smoothing_factor` is {training.label_smoothing_factor}, but must be 0: the loss is "
             "the model's own."
         )
+    if arguments.lora_rank < 0:
+        sys.exit(f"finetune.py: `lora_rank` is {arguments.lora_rank}, but must be at least 0.")
+    if training.eval_strategy != "no" and not arguments.eval_split:
+        sys.exit(
+            f"finetune.py: `eval_split` is left out, but `eval_strategy` is {training.eval_strategy}: name a split."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
         model = AutoModelForCausalLM.from_pretrained(
@@ -167,7 +176,8 @@ def main() -> None:
     )
     # First, so that every other callback sees the depth.
     trainer.callback_handler.callbacks.insert(0, DepthCallback())
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    resume = training.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=_WORDS.get(str(resume).lower(), resume))
     trainer.save_model()
     trainer.save_state()
 

@@ -337,7 +337,7 @@ def main() -> None:
     """Trains as the command line says. What the user can mend ends in one sentence."""
     parser = HfArgumentParser(RunArguments)  # type: ignore[arg-type]
     (arguments,) = parser.parse_args_into_dataclasses()
-    if sys.argv.count("--set") > 1:
+    if sum(word.partition("=")[0] == "--set" for word in sys.argv) > 1:
         sys.exit("pretrain.py: `--set` is given twice; put all settings behind one: --set steps=100 seed=1.")
     try:
         pretraining = Pretraining(read_recipe(arguments.config, arguments.set), arguments)

@@ -14,6 +14,7 @@ import yaml
 from datasets_scripts import PRESETS, Task, get_task
 from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
 from modeling_anira import AniraConfig
+from modeling_anira.deciders import DECIDERS
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant_with_warmup", "cosine")
@@ -26,6 +27,8 @@ _CHANGEABLE = {"log_every", "evaluate_every", "eval_rows", "checkpoint_every", "
 # Fields of AniraConfig that a recipe settles elsewhere.
 _NOT_THE_MODELS = {
     "compute_weight": "the recipe's own `compute_weight` is what training reads",
+    "return_dict": "training reads fields by name",
+    "dtype": "training keeps weights in fp32; `mixed_precision` says what it computes in",
     **dict.fromkeys(("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"), "the tasks' vocabulary settles it"),
 }
 
@@ -142,6 +145,9 @@ class Recipe:
         allowed = f"from {task.config.min_size} to {task.config.max_size}, the task's sizes"
         within = all(task.config.min_size <= size <= task.config.max_size for size in self.sizes)
         _require(within, "sizes", self.sizes, allowed)
+        learns = DECIDERS[config.decider].learned
+        allowed = "'auto' or 'masked' where a decider is to learn the depths"
+        _require(not (learns and config.execution == "packed"), "model.execution", config.execution, allowed)
         allowed = "False where a decider is to learn the depths"
         _require(not self.random_depth or config.decider == "fixed", "random_depth", self.random_depth, allowed)
         longest = task.longest_example(task.config.extrapolation_size)
@@ -156,7 +162,7 @@ class Recipe:
     def make_task(self, **limits: Any) -> Task:
         """The task, with its settings, and with those in `limits`, such as a curriculum's `max_size`."""
         known = [entry.name for entry in dataclasses.fields(PRESETS[self.task])]
-        for name in self.task_settings:
+        for name in map(str, self.task_settings):
             _refuse_unknown(f"task_settings.{name}", name, known)
         try:
             return get_task(self.task, **{**self.task_settings, **limits})
@@ -166,7 +172,7 @@ class Recipe:
     def make_config(self) -> AniraConfig:
         """The model's config."""
         known = [entry.name for entry in dataclasses.fields(AniraConfig)]
-        for name in self.model:
+        for name in map(str, self.model):
             _refuse_unknown(f"model.{name}", name, known)
             if name in _NOT_THE_MODELS:
                 raise RecipeError(f"`model.{name}` is set, but {_NOT_THE_MODELS[name]}.")
@@ -211,7 +217,7 @@ def read_recipe(path: str | Path, settings: list[str]) -> Recipe:
     """
     try:
         content = _read_yaml(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
     _require(isinstance(content, dict), "recipe", path, "a YAML file of `name: value` lines")
     for setting in settings:
@@ -248,7 +254,7 @@ def make_recipe(content: dict[str, Any]) -> Recipe:
     """A recipe from plain values; their types are checked against the fields."""
     fields = {entry.name: entry for entry in dataclasses.fields(Recipe)}
     for name in content:
-        _refuse_unknown(name, name, list(fields))
+        _refuse_unknown(str(name), str(name), list(fields))
     for name, entry in fields.items():
         missing = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if missing and name not in content:

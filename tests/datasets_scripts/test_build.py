@@ -217,13 +217,20 @@ def test_other_library_versions_do_not_go_on_with_an_unfinished_build(tmp_path, 
         write(tmp_path / "tasks", ["mano-mini"])
 
 
-def test_workers_that_wait_for_work_end_when_their_parent_is_killed():
-    """Workers looked for the build only while they wrote: one that waited for its next shard slept on for ever."""
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_that_wait_for_work_end_when_their_parent_is_killed(method):
+    """
+    Workers looked for the build only while they wrote: one that waited for its next shard slept on for ever. Then they
+    compared process ids, and so ended at once under `forkserver`, Python 3.14's way.
+    """
     program = (
-        "import os, time\n"
+        "import multiprocessing, os, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from datasets_scripts.build import _end_with_parent\n"
-        "pool = ProcessPoolExecutor(1, initializer=_end_with_parent, initargs=(os.getpid(),))\n"
+        f"context = multiprocessing.get_context('{method}')\n"
+        "pool = ProcessPoolExecutor(1, context, initializer=_end_with_parent)\n"
+        "pool.submit(os.getpid).result()\n"
+        "time.sleep(1)\n"
         "print(pool.submit(os.getpid).result(), flush=True)\n"
         "time.sleep(600)\n"
     )

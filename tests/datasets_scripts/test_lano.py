@@ -100,6 +100,14 @@ def test_long_sentences_neither_underflow_nor_overflow(shape):
         assert (after[np.arange(len(following)), following] > 0).all()
 
 
+def test_probabilities_beyond_the_range_of_numbers_are_refused():
+    """Terms that cancel overflowed where one rule is long and without choices, and another short and full of them."""
+    pairs = tuple((first, second) for first in range(12) for second in range(12))
+    grammar = Grammar(rules=((((0,) * 800, (1,)),), (((0,),), pairs)), num_terminals=12)
+    with pytest.raises(ValueError, match="leave fp64's range"):
+        next_token_distribution(grammar, [0] * 800)
+
+
 def test_sentences_follow_the_grammar():
     grammar = AMBIGUOUS
     task = Lano(LanoConfig(1, grammar.longest, grammar.longest, grammar))

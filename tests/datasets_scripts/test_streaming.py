@@ -1,8 +1,10 @@
 """Endless streams: no repeats among readers, and exact resumption."""
 
 import itertools
+import pickle
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -81,6 +83,19 @@ def test_it_finds_its_process_in_the_environment_of_a_launcher(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     row = next(iter(stream("mano-mini", columns=["input_ids"])))
     assert row["input_ids"] == get_task("mano-mini").generate("train", [2]).tokens.tolist()
+
+
+def test_a_spawned_worker_is_told_of_its_process_group(monkeypatch):
+    """It gets a copy, and found neither a group nor a launcher's environment: every process read the same rows."""
+    data = stream("mano-mini", columns=["input_ids"])
+    with monkeypatch.context() as group:
+        group.setattr(torch.distributed, "is_initialized", lambda: True)
+        group.setattr(torch.distributed, "get_rank", lambda: 2)
+        group.setattr(torch.distributed, "get_world_size", lambda: 3)
+        sent = pickle.dumps(data)
+    row = next(iter(pickle.loads(sent)))
+    assert row["input_ids"] == get_task("mano-mini").generate("train", [2]).tokens.tolist()
+    assert (data.process, data.num_processes) == (None, None)
 
 
 def test_rows_are_those_of_the_dataset():

@@ -86,7 +86,10 @@ BAD_CALLS = [
     ({"input_ids": IDS[:, :0]}, ["input_ids", "(2, 0)", "at least one token"]),
     ({"input_ids": IDS[:0]}, ["input_ids", "(0, 3)", "at least one token"]),
     ({"input_ids": IDS.float()}, ["input_ids", "float32", "int64"]),
-    ({"input_ids": None, "inputs_embeds": torch.zeros(2, 0, 16)}, ["inputs_embeds", "(2, 0, 16)", "(batch, tokens, 16)"]),
+    (
+        {"input_ids": None, "inputs_embeds": torch.zeros(2, 0, 16)},
+        ["inputs_embeds", "(2, 0, 16)", "(batch, tokens, 16)"],
+    ),
     ({"input_ids": None, "inputs_embeds": torch.zeros(2, 3, 8)}, ["inputs_embeds", "(2, 3, 8)", "(batch, tokens, 16)"]),
     ({"input_ids": None, "inputs_embeds": torch.zeros(2, 3, 16).long()}, ["inputs_embeds", "int64", "floating point"]),
     ({"attention_mask": torch.ones(2, 1, 3, 3).long()}, ["attention_mask", "int64", "torch.bool"]),

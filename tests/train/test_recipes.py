@@ -46,6 +46,9 @@ def test_settings_replace_those_of_the_file(tmp_path):
         read_recipe(path, ["steps=[1"])
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(tmp_path / "none.yaml", [])
+    path.write_bytes("task: größe".encode("latin-1"))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_recipe(path, [])
 
 
 @pytest.mark.parametrize(
@@ -79,8 +82,16 @@ def test_settings_replace_those_of_the_file(tmp_path):
         ({"compile": "yes please"}, "`compile` is 'yes please', but must be true or false"),
         ({"press_from": 0.6, "press_to": 0.5}, "`press_to` is 0.5, but must be from press_from=0.6 to 1"),
         ({"restart": 0.5, "schedule": "cosine"}, "`restart` is 0.5, but must be 0 unless .* `press_from` above 0"),
-        ({"restart": 2, "schedule": "cosine", "press_from": 0.5, "press_to": 0.5}, "`restart` is 2.0, but must be from 0"),
+        (
+            {"restart": 2, "schedule": "cosine", "press_from": 0.5, "press_to": 0.5},
+            "`restart` is 2.0, but must be from 0",
+        ),
         ({"model": {"max_dept": 4}}, "`model.max_dept` is no setting of a recipe. Did you mean `model.max_depth`"),
+        ({"model": {"return_dict": False}}, "`model.return_dict` is set, but training reads fields by name"),
+        ({"model": {"dtype": "bfloat16"}}, "`model.dtype` is set, but .*`mixed_precision`"),
+        ({"model": {"execution": "packed"}}, "`model.execution` is 'packed', but must be 'auto' or 'masked'"),
+        ({"model": {3: 4}}, "`model.3` is no setting of a recipe"),
+        ({7: 8}, "`7` is no setting of a recipe"),
         ({"model": {"max_depth": 0}}, "model: .*`max_depth` is 0"),
         ({"model": {"max_position_embeddings": 8}}, "`model.max_position_embeddings` is 8, but must be at least"),
         (

@@ -313,6 +313,8 @@ def test_it_trains_on_a_built_dataset_and_the_result_is_fine_tuned_on_another_ta
     assert (tmp_path / "tuned" / "adapter_model.safetensors").exists()
     model = AniraForCausalLM.from_pretrained(tmp_path / "tuned")
     assert model.generate(torch.tensor([[2, 10, 5]]), max_new_tokens=2).shape[1] <= 5
+    last = run(tmp_path, *options, "--output_dir", "tuned", "--resume_from_checkpoint", "true", script="finetune.py")
+    assert "No valid checkpoint found in output directory (tuned)" in last.stderr
     wrong = run(tmp_path, *options[:3], "wikitext-nowhere", "--output_dir", "tuned", script="finetune.py")
     assert wrong.returncode == 1
     assert wrong.stderr.strip().splitlines()[-1].startswith("finetune.py: ")
@@ -327,6 +329,19 @@ def test_a_folder_without_code_is_fine_tuned_in_the_clone_and_what_is_saved_brin
     assert done.returncode == 0, done.stderr[-3000:]
     assert "auto_map" in json.loads((tmp_path / "tuned" / "config.json").read_text())
     assert (tmp_path / "tuned" / "modeling_anira.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lora_rank", "-1"], "`lora_rank` is -1, but must be at least 0"),
+        (["--eval_strategy", "epoch"], "`eval_split` is left out, but `eval_strategy` is epoch: name a split"),
+    ],
+)
+def test_fine_tuning_refuses_before_it_loads(tmp_path, options, message):
+    done = run(tmp_path, "--model", "x", "--dataset", "x", "--output_dir", "tuned", *options, script="finetune.py")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"finetune.py: {message}")
 
 
 def test_a_missing_dataset_and_a_bad_recipe_end_before_any_compute(tmp_path):
