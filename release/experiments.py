@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
 
 import yaml
-from recipe import RecipeError, list_differences, read_recipe
+from recipe import RecipeError, list_differences, read_kept, read_recipe
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -90,7 +90,7 @@ def carry_out(run: Planned, arguments: PlanArguments) -> str:
             planned = read_recipe(ROOT / run.recipe, run.set).plain()
         except RecipeError as refusal:
             return f"{run.name}: training failed: {refusal}"
-        if differing := list_differences(json.loads((folder / "recipe.json").read_text()), planned):
+        if differing := list_differences(read_kept(folder / "recipe.json"), planned):
             return f"{run.name}: {out} holds a run with other settings: {differing}. Move it, or choose another --out."
     if arguments.train and not (folder / "model").exists():
         settings = ["--set", *run.set] if run.set else []

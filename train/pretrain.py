@@ -27,7 +27,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Log
 from batches import StepBatches, open_source
 from journal import Journal
 from optimizers import make_optimizers, make_scheduler
-from recipe import Recipe, RecipeError, list_differences, read_recipe
+from recipe import Recipe, RecipeError, list_differences, read_kept, read_recipe
 from saving import list_checkpoints, load_checkpoint, save_checkpoint, writing
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
@@ -124,7 +124,7 @@ class Pretraining:
         kept, settings = self.out / "recipe.json", self.recipe.plain()
         checkpoints = list_checkpoints(self.out / "checkpoints")
         if kept.exists():
-            differing = list_differences(json.loads(kept.read_text()), settings)
+            differing = list_differences(read_kept(kept), settings)
             if differing:
                 raise RecipeError(
                     f"{self.out} holds a run with other settings: {differing}. Say its own, or choose another --out."

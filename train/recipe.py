@@ -32,6 +32,9 @@ _NOT_THE_MODELS = {
     **dict.fromkeys(("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"), "the tasks' vocabulary settles it"),
 }
 
+# Fields that came when there were runs already, and what those did.
+_OLD = {"restart": 0.0}
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be run."""
@@ -292,6 +295,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     if kind not in wanted:
         return value
     raise RecipeError(f"`{name}` is {value!r}, but must be {wanted[kind]}.")
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """The settings of a run that was begun, from its `recipe.json`."""
+    return {**_OLD, **json.loads(path.read_text())}
 
 
 def list_differences(known: dict[str, Any], settings: dict[str, Any], place: str = "") -> str:

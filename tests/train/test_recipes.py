@@ -1,12 +1,13 @@
 """Recipes: complete, alike but for the decider, and refused by field."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from optimizers import make_scheduler
-from recipe import RecipeError, make_recipe, read_recipe
+from recipe import RecipeError, list_differences, make_recipe, read_kept, read_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "train" / "recipes"
 GROUPS = sorted({path.stem.rpartition("-")[0] for path in RECIPES.glob("*.yaml")})
@@ -104,6 +105,15 @@ def test_settings_replace_those_of_the_file(tmp_path):
 def test_bad_recipes_are_refused_by_field(change, message):
     with pytest.raises(RecipeError, match=message):
         make_recipe({**GOOD, **change})
+
+
+def test_a_run_begun_before_a_field_came_is_not_another_recipes(tmp_path):
+    """`restart` came later: every older run was refused as one with other settings."""
+    settings = make_recipe(GOOD).plain()
+    kept = {name: value for name, value in settings.items() if name != "restart"}
+    (tmp_path / "recipe.json").write_text(json.dumps(kept))
+    assert list_differences(read_kept(tmp_path / "recipe.json"), settings) == ""
+    assert list_differences(read_kept(tmp_path / "recipe.json"), {**settings, "steps": 7}) == "steps is 10, not 7"
 
 
 def test_what_is_missing_is_named():
