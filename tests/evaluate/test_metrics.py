@@ -329,7 +329,7 @@ def test_a_feature_that_says_nothing_new_is_left_out_and_named():
     found = explain_depth(table, resamples=10)
     assert found["left_out"] == ["copy_state", "same_static", "size_static"]
     assert explain_depth(table.assign(depth=2.0))["reason"] == "depth is constant"
-    assert "at least 10" in explain_depth(table[table["example"] < 3])["reason"]
+    assert "at least 30" in explain_depth(table[table["example"] < 3])["reason"]
 
 
 @pytest.mark.parametrize("name", METRICS)

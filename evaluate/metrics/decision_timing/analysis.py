@@ -35,8 +35,8 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
     """
     features = [name for name in table.columns if name.endswith((STATIC, STATE))]
     table = table.dropna(subset=[depth, *features])
-    if table["example"].nunique() < 10:
-        return _nothing(f"{table['example'].nunique()} examples; at least 10 are needed")
+    if table["example"].nunique() < 30:
+        return _nothing(f"{table['example'].nunique()} examples; at least 30 are needed")
     if table[depth].nunique() < 2:
         return _nothing("depth is constant")
     sizes = pd.get_dummies(table["size"], prefix="size", drop_first=True, dtype=float)
