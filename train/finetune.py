@@ -143,7 +143,7 @@ def main() -> None:
         sys.exit(f"finetune.py: `lora_rank` is {arguments.lora_rank}, but must be at least 0.")
     if training.eval_strategy != "no" and not arguments.eval_split:
         sys.exit(
-            f"finetune.py: `eval_split` is left out, but `eval_strategy` is {training.eval_strategy}: name a split."
+            f"finetune.py: `eval_split` is left out, but `eval_strategy` is {training.eval_strategy.value}: name a split."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
