@@ -201,12 +201,16 @@ def next_token_distribution(grammar: Grammar, sentence: Sequence[int] | np.ndarr
     Returns:
         (n + 1, num_terminals + 1): row k is after k terminals; the last column is the end of the sentence. Rows of
         prefixes that no sentence has are 0.
+
+    Raises:
+        ValueError: Where probabilities overflow: some rules are long and without choices, say, others full of them.
     """
     terminals = np.asarray(sentence, dtype=np.int64)
     weights = _next_weights(grammar.tables, terminals)
     totals = weights.sum(axis=1, keepdims=True)
     if not np.isfinite(totals).all():
-        raise ValueError("The grammar's rules are of lengths so different that its probabilities leave fp64's range.")
+        found, allowed = "one whose probabilities leave fp64's range", "of rules whose choices are spread more evenly"
+        raise ValueError(f"`grammar` is {found}, but must be {allowed} over the terminals.")
     return np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
 
 

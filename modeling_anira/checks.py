@@ -55,7 +55,7 @@ def check_keywords(kwargs: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, CALL_OPTIONS, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise TypeError(f"forward() got an unexpected argument `{name}`{hint}")
-    if not kwargs.get("is_causal", True) and "cache" not in kwargs:  # continuous batching says it, and gives masks
+    if kwargs.get("is_causal") is False and "cache" not in kwargs:  # continuous batching says it, and gives masks
         refuse("is_causal", "False", "left out: this model is causal (a 4-D `attention_mask` says who sees whom)")
 
 
@@ -129,6 +129,11 @@ def check_exit_depths(
             f"{int(exit_depths[row, column])} at row {row}, token {column}",
             f"from 1 to {max_depth} at a real token" if bool(real[row, column]) else "0 at padding",
         )
+
+
+def check_no_rule_in_training(name: str, value: Any) -> None:
+    """Refuses `exit_rule` or `exit_quantile` where a learned decider trains, and draws its exits."""
+    require(value is None, name, value, "left out in training, where exits are drawn (else call `model.eval()`)")
 
 
 def check_exit_noise(exit_noise: torch.Tensor | None, shape: tuple[int, ...], unread: str) -> None:

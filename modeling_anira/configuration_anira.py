@@ -208,8 +208,8 @@ class AniraConfig(PreTrainedConfig):
             self.input_injection,
             f"one of {list(INPUT_INJECTIONS)}",
         )
-        require(self.rms_norm_eps > 0, "rms_norm_eps", self.rms_norm_eps, "above 0")
-        require(self.initializer_range > 0, "initializer_range", self.initializer_range, "above 0")
+        for field in ("rms_norm_eps", "initializer_range"):
+            require(0 < getattr(self, field) < math.inf, field, getattr(self, field), "above 0, and finite")
         require(0 <= self.attention_dropout < 1, "attention_dropout", self.attention_dropout, "in [0, 1)")
         require(self.execution in EXECUTIONS, "execution", self.execution, f"one of {list(EXECUTIONS)}")
 
@@ -219,9 +219,10 @@ class AniraConfig(PreTrainedConfig):
         size = self.decider_hidden_size
         require(size is None or size >= 1, "decider_hidden_size", size, "at least 1")
         require(math.isfinite(self.decider_bias), "decider_bias", self.decider_bias, "finite")
-        require(self.gumbel_temperature > 0, "gumbel_temperature", self.gumbel_temperature, "above 0")
-        require(self.prior_base > 0, "prior_base", self.prior_base, "above 0")
-        require(self.compute_weight >= 0, "compute_weight", self.compute_weight, "at least 0")
+        for field in ("gumbel_temperature", "prior_base"):
+            require(0 < getattr(self, field) < math.inf, field, getattr(self, field), "above 0, and finite")
+        weight = self.compute_weight
+        require(0 <= weight < math.inf, "compute_weight", weight, "at least 0, and finite")
         fixed = self.fixed_depth
         require(
             fixed is None or self.min_depth <= fixed <= self.max_depth,

@@ -180,7 +180,8 @@ class FixedDecider(Decider):
 
     @property
     def _depth(self) -> int:
-        depth, deepest = self.config.fixed_depth or self.config.max_depth, self.config.max_depth
+        deepest = self.config.max_depth
+        depth = deepest if self.config.fixed_depth is None else self.config.fixed_depth
         require(1 <= depth <= deepest, "fixed_depth", depth, f"from 1 to `max_depth` ({deepest})")
         return depth
 

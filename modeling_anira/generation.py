@@ -21,7 +21,7 @@ from transformers.generation import GenerationConfig, GenerationMixin, Generatio
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
-from .checks import CALL_OPTIONS, refuse, require
+from .checks import CALL_OPTIONS, check_no_rule_in_training, refuse, require
 from .versions import CACHE
 
 # The options that a generation config can hold; the others are tensors or a generator.
@@ -74,6 +74,7 @@ class DepthRecord:
         self.prompt_length = 0
         self.offset = 0
         self.exact = False
+        self.virtual = 0  # tokens before the sequence, which prompt and prefix tuning add behind `generate`'s back
 
     def open(self, prompt_length: int, sequence_length: int, exact: bool) -> None:
         """
@@ -86,12 +87,9 @@ class DepthRecord:
 
     def add(self, start: int, depths: torch.Tensor) -> None:
         """Depths (B, tokens) of one forward, whose first token is at position `start`."""
-        end = start + depths.shape[1]
-        if not self._forwards and self.exact and end > self.prompt_length:
-            more = end - self.prompt_length
-            found = f"{more} tokens shorter than what the model was given (by prompt or prefix tuning?)"
-            refuse("input_ids", found, "all of it: other tokens' depths have no place in the output (LoRA adds none)")
-        self._forwards.append((start, depths))
+        if not self._forwards and self.exact:
+            self.virtual = max(start + depths.shape[1] - self.prompt_length, 0)
+        self._forwards.append((start - self.virtual, depths))
 
     def note_finished(self, done: torch.Tensor, length: int) -> None:
         """`done` (B,): rows that need no further token, their sequences being `length` tokens long."""
@@ -203,10 +201,13 @@ def _check_by_position(name: str, values: torch.Tensor, rows: int, expand: int, 
 
 
 def _check_sampled_exits(model: Any, kwargs: dict[str, Any]) -> None:
-    """Without a cache the whole sequence is run again for each token: its exits must not be drawn anew."""
+    """
+    Without a cache the whole sequence is run again for each token: its exits must not be drawn anew. (A model left in
+    training mode draws them whatever the rule, for trainers that generate so.)
+    """
     rule = kwargs.get("exit_rule") or model.config.exit_rule
     drawn = rule == "sample" and kwargs.get("exit_noise") is None and kwargs.get("exit_depths") is None
-    if drawn and not kwargs.get("use_cache"):
+    if drawn and model.decider.learned and not model.training and not kwargs.get("use_cache"):
         refuse("exit_rule", "'sample' with `use_cache=False`", "used with a cache, or with `exit_noise`")
 
 
@@ -236,8 +237,10 @@ class AniraGenerationMixin(GenerationMixin):
             refuse("output_exit_log_probs", "True in generate", "used in a forward over the sequences that came out")
         if kwargs.get("exit_depths") is None:
             for name in CONFIG_OPTIONS:
-                if self.training and name in ("exit_rule", "exit_quantile"):
-                    continue  # in training exits are drawn
+                if self.training and self.decider.learned and name in ("exit_rule", "exit_quantile"):
+                    check_no_rule_in_training(name, kwargs.get(name))
+                    model_kwargs.pop(name, None)
+                    continue
                 if name == "exit_quantile" and kwargs.get("exit_rule") not in (None, "quantile"):
                     continue  # the rule that the call names does not read it
                 if model_kwargs.get(name) is None and getattr(config, name, None) is not None:
@@ -270,6 +273,8 @@ class AniraGenerationMixin(GenerationMixin):
         """The arguments of the next forward: what is given by position is cut to its tokens, ended rows are hidden."""
         past_key_values = past_key_values if cache is None else cache
         past = cache_length(past_key_values)
+        if depth_record is not None:
+            past = max(past - depth_record.virtual, 0)
         given = kwargs.get("next_sequence_length") or input_ids.shape[1]
         if depth_record is not None:
             attention_mask = depth_record.hide_finished(attention_mask, past + given)

@@ -31,6 +31,7 @@ from .checks import (
     check_input_ids,
     check_inputs_embeds,
     check_keywords,
+    check_no_rule_in_training,
     check_position_ids,
     readable,
     refuse,
@@ -493,10 +494,10 @@ class AniraModel(AniraPreTrainedModel):
         packed = self._execution(output_attentions, exit_depths, paged="cache" in kwargs) == "packed"
         readout = self._readout(readout_head)
 
-        mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         if position_ids is not None:
             check_position_ids(position_ids, shape)
-        else:
+        mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
+        if position_ids is None:
             position_ids = torch.arange(shape[1], device=inputs_embeds.device).unsqueeze(0) + past
         run = _Run(
             everyone=AllTokens(mask),
@@ -670,11 +671,9 @@ class AniraModel(AniraPreTrainedModel):
             max_depth=deepest,
         )
         check_exit_rule(rule.name, rule.quantile, rule.min_depth, rule.max_depth, config)
-        for name in ("exit_rule", "exit_quantile"):
-            if given[name] is not None and self.training:
-                refuse(
-                    name, f"{given[name]!r} in training", "left out: exits are drawn there (else call `model.eval()`)"
-                )
+        if self.training and self.decider.learned:
+            check_no_rule_in_training("exit_rule", exit_rule)
+            check_no_rule_in_training("exit_quantile", exit_quantile)
         if exit_quantile is not None and rule.name != "quantile":
             refuse("exit_quantile", repr(exit_quantile), f"left out: `exit_rule` is {rule.name!r}, which reads none")
         return rule

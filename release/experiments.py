@@ -58,7 +58,7 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
     """The runs of a plan, in its order. Raises a PlanError that names what is wrong."""
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"The plan {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise PlanError(f"The plan {path} must be a mapping of runs, NAME: {{recipe: ...}}.")
@@ -71,12 +71,16 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
         known = settings if isinstance(settings, dict) else {}
         if set(known) - {"recipe", "set", "evaluate"} or "recipe" not in known:
             raise PlanError(
-                f"The run {name} of {path} has {sorted(known)}, but must have recipe, and may have set and evaluate."
+                f"The run {name} of {path} has {sorted(map(str, known))}, but must have recipe, and may have set and "
+                "evaluate."
             )
-        if pattern.search(name):
-            runs.append(Planned(name, **settings))
+        for part in ("set", "evaluate"):
+            if not isinstance(settings.get(part, []), list):
+                raise PlanError(f"`{part}` of the run {name} is {settings[part]!r}, but must be a list.")
+        if pattern.search(str(name)):
+            runs.append(Planned(str(name), **settings))
     if not runs:
-        raise PlanError(f"`only` is {only!r}, but must be found in one of {', '.join(content)}.")
+        raise PlanError(f"`only` is {only!r}, but must be found in one of {', '.join(map(str, content))}.")
     return runs
 
 

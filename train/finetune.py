@@ -30,15 +30,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 with suppress(ModuleNotFoundError):
     import modeling_anira  # noqa: F401 (registers the Auto classes, so that a folder without code loads as well)
 
 # The core's projections, which every iteration shares.
 LORA_TARGETS = r".*\.core\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-
-# Trainer takes `true` for its last checkpoint, but the command line gives it as the name of a folder.
-_WORDS = {"true": True, "false": None}
 
 
 @dataclass
@@ -141,10 +139,15 @@ def main() -> None:
         )
     if arguments.lora_rank < 0:
         sys.exit(f"finetune.py: `lora_rank` is {arguments.lora_rank}, but must be at least 0.")
-    if training.eval_strategy != "no" and not arguments.eval_split:
-        sys.exit(
-            f"finetune.py: `eval_split` is left out, but `eval_strategy` is {training.eval_strategy.value}: name a split."
-        )
+    strategy = training.eval_strategy.value
+    if strategy != "no" and not arguments.eval_split:
+        sys.exit(f"finetune.py: `eval_split` is left out, but must be given where `eval_strategy` is {strategy}.")
+    # Trainer takes True for its last checkpoint, but the command line gives the word, which it takes for a folder.
+    resume = {"true": True, "false": None}.get(
+        str(training.resume_from_checkpoint).lower(), training.resume_from_checkpoint
+    )
+    if resume is True and get_last_checkpoint(training.output_dir) is None:
+        sys.exit(f"finetune.py: `resume_from_checkpoint` is true, but {training.output_dir} holds no checkpoint.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
         model = AutoModelForCausalLM.from_pretrained(
@@ -176,8 +179,7 @@ def main() -> None:
     )
     # First, so that every other callback sees the depth.
     trainer.callback_handler.callbacks.insert(0, DepthCallback())
-    resume = training.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=_WORDS.get(str(resume).lower(), resume))
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
 

@@ -65,7 +65,7 @@ class Recipe:
         compute_weight: gamma, the weight of the KL term, from the step on at which it is fully on.
         press_from, press_to: Shares of the run between which gamma rises from 0. Both 0: constant, as in the paper.
             Otherwise the task is learnt first, and depth pressed down afterwards.
-        restart: Where pressing begins, a cosine that has come to 0 there starts again from this share of
+        restart: Where pressing begins, a cosine that has come to 0 there is warmed up again, to this share of
             `learning_rate`. 0: one schedule from the first step to the last.
         random_depth: Whether each step draws one depth for all its tokens, evenly from 1 to D; for `decider: fixed`.
         mixed_precision: "no" or "bf16".
@@ -116,11 +116,12 @@ class Recipe:
         _require(self.task in PRESETS, "task", self.task, f"one of {', '.join(PRESETS)}")
         for name in ("steps", "batch_size", "accumulation", "pad_to_multiple", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "log_every", "evaluate_every", "eval_rows", "checkpoint_every", "compute_weight"):
+        for name in ("warmup_steps", "log_every", "evaluate_every", "eval_rows", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("weight_decay", "compute_weight"):
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "at least 0, and finite")
         for name in ("learning_rate", "max_grad_norm", "max_loss", "epsilon"):
             _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0, and finite")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0, and finite")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 up to below 1")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         _require(self.loss_on in ("completion", "all"), "loss_on", self.loss_on, "'completion' or 'all'")
@@ -136,9 +137,10 @@ class Recipe:
         allowed = f"from press_from={self.press_from} to 1"
         _require(self.press_from <= self.press_to <= 1, "press_to", self.press_to, allowed)
         _require(0 <= self.restart <= 1, "restart", self.restart, "from 0 to 1, a share of `learning_rate`")
-        begins = 0 < self.press_from < 1 and self.schedule == "cosine"
-        allowed = "0 unless `schedule` is 'cosine' and `press_from` above 0 and below 1"
-        _require(begins or not self.restart, "restart", self.restart, allowed)
+        if self.restart:
+            _require(self.schedule == "cosine", "restart", self.restart, "0 unless `schedule` is 'cosine'")
+            fits = round(self.press_from * self.steps) > 0 and self.press_from < 1
+            _require(fits, "press_from", self.press_from, "below 1, and a step or more of the run, with a `restart`")
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -203,7 +205,7 @@ class Recipe:
         peak, step, steps = (1.0, step, begin) if step < begin else (self.restart, step - begin, self.steps - begin)
         if step < self.warmup_steps:
             return peak * step / self.warmup_steps
-        return peak * (1 + math.cos(math.pi * (step - self.warmup_steps) / max(1, steps - self.warmup_steps))) / 2
+        return peak * (1 + math.cos(math.pi * (step - self.warmup_steps) / (steps - self.warmup_steps))) / 2
 
     def pressure(self, step: int) -> float:
         """gamma at `step`, from 0."""

@@ -104,7 +104,7 @@ def test_probabilities_beyond_the_range_of_numbers_are_refused():
     """Terms that cancel overflowed where one rule is long and without choices, and another short and full of them."""
     pairs = tuple((first, second) for first in range(12) for second in range(12))
     grammar = Grammar(rules=((((0,) * 800, (1,)),), (((0,),), pairs)), num_terminals=12)
-    with pytest.raises(ValueError, match="leave fp64's range"):
+    with pytest.raises(ValueError, match="`grammar` is one whose probabilities leave fp64's range"):
         next_token_distribution(grammar, [0] * 800)
 
 

@@ -29,6 +29,9 @@ BAD_CONFIGS = [
     ({"decider_bias": float("-inf")}, ["decider_bias", "-inf", "finite"]),
     ({"gumbel_temperature": 0}, ["gumbel_temperature", "0", "above 0"]),
     ({"prior_base": -1.0}, ["prior_base", "-1.0", "above 0"]),
+    ({"prior_base": float("inf")}, ["prior_base", "inf", "finite"]),
+    ({"compute_weight": float("inf")}, ["compute_weight", "inf", "finite"]),
+    ({"initializer_range": float("inf")}, ["initializer_range", "inf", "finite"]),
     ({"compute_weight": -0.1}, ["compute_weight", "-0.1", "at least 0"]),
     ({"stability_criterion": "loss"}, ["stability_criterion", "loss", "state", "distribution"]),
     ({"input_injection": "mul"}, ["input_injection", "mul", "none", "add", "concat"]),
@@ -94,6 +97,7 @@ BAD_CALLS = [
     ({"input_ids": None, "inputs_embeds": torch.zeros(2, 3, 16).long()}, ["inputs_embeds", "int64", "floating point"]),
     ({"attention_mask": torch.ones(2, 1, 3, 3).long()}, ["attention_mask", "int64", "torch.bool"]),
     ({"position_ids": torch.arange(2)[None]}, ["position_ids", "(1, 2)", "(2 or 1, 3)"]),
+    ({"position_ids": torch.arange(9).view(3, 3), "use_cache": False}, ["position_ids", "(3, 3)", "(2 or 1, 3)"]),
     ({"is_causal": False}, ["is_causal", "False", "causal"]),
     ({"exit_depths": DEPTHS[:, :2]}, ["exit_depths", "(2, 2)", "(2, 3)"]),
     ({"exit_depths": DEPTHS.float()}, ["exit_depths", "float32", "int64"]),
@@ -186,15 +190,22 @@ def test_a_depth_changed_after_building_is_refused_where_weights_depend_on_it():
 
 def test_a_fixed_depth_changed_after_building_is_checked_by_the_next_forward():
     model = small_model(decider="fixed", max_depth=4)
-    model.config.fixed_depth = 9
-    with pytest.raises(ValueError, match=r"fixed_depth.*9.*4"):
-        model(IDS)
+    for depth in (9, 0):
+        model.config.fixed_depth = depth
+        with pytest.raises(ValueError, match=rf"fixed_depth.*{depth}.*4"):
+            model(IDS)
+
+
+@pytest.mark.parametrize("said", [True, None])
+def test_what_is_so_anyway_may_be_said(said):
+    assert torch.equal(MODEL(IDS, is_causal=said).logits, MODEL(IDS).logits)
 
 
 @pytest.mark.parametrize("option", [{"exit_rule": "sample"}, {"exit_quantile": 0.9}], ids=str)
 def test_training_refuses_an_exit_rule_that_it_would_not_read(option):
     with pytest.raises(ValueError, match=rf"{next(iter(option))}.*training.*eval"):
         small_model().train()(IDS, **option)
+    assert small_model(decider="fixed").train()(IDS, **option).logits.isfinite().all()
 
 
 def test_a_cache_while_checkpointing_trains_is_refused():

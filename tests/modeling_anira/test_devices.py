@@ -40,10 +40,11 @@ def test_training(decider, wrong_device):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("decider", ["online", "stability"])
 @pytest.mark.parametrize("options", [{}, {"num_items_in_batch": torch.tensor(9)}], ids=["mean", "sum"])
-def test_a_device_map_may_part_head_and_model(options):
+def test_a_device_map_may_part_head_and_model(decider, options):
     """Their losses lay on two devices, and could not be added up. `meta` stands for the second."""
-    model = small_model()
+    model = small_model(decider=decider)
     model.lm_head.register_forward_hook(lambda module, inputs, output: output.to("meta"))
     batch = make_batch(1, [(0, 0), (2, 0)], 7, 4)
     output = run(model, batch, "masked", labels=batch.input_ids, **options)

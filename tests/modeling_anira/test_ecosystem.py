@@ -88,18 +88,39 @@ def test_lora_on_the_core(tmp_path):
     assert torch.allclose(merged(ids).logits, tuned(input_ids=ids).logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
-def test_virtual_tokens_are_refused_in_generation(kind):
-    """PEFT puts them before a prompt behind our back: depths came back shifted by as many."""
+def test_virtual_tokens_move_no_depths(kind, beams):
+    """PEFT puts them before a prompt behind our back: depths came back shifted, and a row that ended was an error."""
     import peft
 
+    torch.manual_seed(0)
+    model = small_model()
+    model.generation_config.pad_token_id = 0
     settings = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    tuned = peft.get_peft_model(small_model(), settings).eval()
+    tuned = peft.get_peft_model(model, settings).eval()
     ids = torch.randint(2, 23, (2, 6), generator=seeded(0))
-    mask = torch.ones_like(ids)
-    assert tuned(input_ids=ids, attention_mask=mask).logits.isfinite().all()
-    with pytest.raises(ValueError, match=r"input_ids.*3 tokens shorter"):
-        tuned.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2)
+    if kind == "PromptTuningConfig":
+        ids[0, :2] = 0  # under prefix tuning PEFT's forward and `generate` count a padded row's positions otherwise
+    options = {"do_sample": False, "return_dict_in_generate": True, "num_beams": beams, "max_new_tokens": 6}
+    plain = tuned.generate(input_ids=ids, attention_mask=(ids > 0).long(), eos_token_id=None, **options)
+    # An end that the second row meets first, where there is one.
+    end = int(plain.sequences[1, 8])
+    for eos in (None, end):
+        out = tuned.generate(input_ids=ids, attention_mask=(ids > 0).long(), eos_token_id=eos, **options)
+        for row, sequence in enumerate(out.sequences):
+            length = len(sequence)
+            if eos is not None:
+                ends = (sequence[6:] == eos).nonzero()
+                length = 6 + int(ends[0]) + 1 if len(ends) else length
+            whole = sequence[None, :length]
+            again = tuned(
+                input_ids=whole, attention_mask=torch.cat(((ids[row : row + 1] > 0), whole[:, 6:] > -1), 1).long()
+            )
+            wanted = again.exit_depths[:, -length:].clone()
+            wanted[:, -1] = 0
+            assert out.exit_depths[row, :length].tolist() == wanted[0].tolist()
+            assert not out.exit_depths[row, length:].any()
 
 
 def test_sft_on_prompts_and_completions(tmp_path):

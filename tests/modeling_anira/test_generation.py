@@ -368,6 +368,13 @@ def test_a_model_left_in_training_mode_does_not_stumble_over_a_kept_rule():
     model, batch = model_and_batch()
     model.generation_config.exit_quantile, model.generation_config.exit_rule = 0.9, "quantile"
     assert generate(model.train(), batch).exit_depths is not None
+    with pytest.raises(ValueError, match=r"exit_rule.*'quantile'.*training"):
+        generate(model, batch, exit_rule="quantile")
+
+
+def test_without_a_cache_only_exits_that_are_drawn_are_refused():
+    model, batch = model_and_batch("fixed")
+    assert generate(model, batch, exit_rule="sample", use_cache=False).exit_depths.max() == 5
 
 
 def test_a_prompt_longer_than_the_model_is_refused():

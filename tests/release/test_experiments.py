@@ -40,7 +40,7 @@ def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, da
 
     # Once an edited plan was passed over, and the results of the old one kept its name.
     write_plan(tmp_path, good={**RUN, "set": [*RUN["set"], "compute_weight=0.5"]})
-    with pytest.raises(SystemExit, match=r"^good: .* other settings: compute_weight is 0\.045, not 0\.5"):
+    with pytest.raises(SystemExit, match=r"^good: .* other settings: compute_weight is 0\.02, not 0\.5"):
         experiments.main()
 
     with pytest.raises(ReleaseError, match=r"lacks model/model\.safetensors.* --out .*evaluation"):
@@ -65,3 +65,7 @@ def test_bad_plans_are_refused_by_what_is_wrong(tmp_path):
         read_plan(write_plan(tmp_path, a=RUN), only="b")
     with pytest.raises(PlanError, match="cannot be read"):
         read_plan(tmp_path / "none.yaml")
+    with pytest.raises(PlanError, match=r"The run a of .* has \['3', 'b'\]"):
+        read_plan(write_plan(tmp_path, a={3: 4, "b": 5}))
+    with pytest.raises(PlanError, match="`set` of the run a is 'steps=3', but must be a list"):
+        read_plan(write_plan(tmp_path, a={**RUN, "set": "steps=3"}))

@@ -82,7 +82,12 @@ def test_settings_replace_those_of_the_file(tmp_path):
         ({"mixed_precision": "fp16"}, "`mixed_precision` is 'fp16'"),
         ({"compile": "yes please"}, "`compile` is 'yes please', but must be true or false"),
         ({"press_from": 0.6, "press_to": 0.5}, "`press_to` is 0.5, but must be from press_from=0.6 to 1"),
-        ({"restart": 0.5, "schedule": "cosine"}, "`restart` is 0.5, but must be 0 unless .* `press_from` above 0"),
+        ({"restart": 0.5}, "`restart` is 0.5, but must be 0 unless `schedule` is 'cosine'"),
+        (
+            {"restart": 0.5, "schedule": "cosine"},
+            "`press_from` is 0.0, but must be below 1, and a step",
+        ),
+        ({"compute_weight": float("inf")}, "`compute_weight` is inf, but must be at least 0, and finite"),
         (
             {"restart": 2, "schedule": "cosine", "press_from": 0.5, "press_to": 0.5},
             "`restart` is 2.0, but must be from 0",

@@ -313,8 +313,13 @@ def test_it_trains_on_a_built_dataset_and_the_result_is_fine_tuned_on_another_ta
     assert (tmp_path / "tuned" / "adapter_model.safetensors").exists()
     model = AniraForCausalLM.from_pretrained(tmp_path / "tuned")
     assert model.generate(torch.tensor([[2, 10, 5]]), max_new_tokens=2).shape[1] <= 5
-    last = run(tmp_path, *options, "--output_dir", "tuned", "--resume_from_checkpoint", "true", script="finetune.py")
-    assert "No valid checkpoint found in output directory (tuned)" in last.stderr
+    # Once `true` was taken for the name of a folder.
+    save, resume = ["--save_strategy", "steps", "--save_steps", "2"], ["--resume_from_checkpoint", "true"]
+    assert run(tmp_path, *options, *save, "--output_dir", "kept", script="finetune.py").returncode == 0
+    shutil.rmtree(tmp_path / "kept" / "checkpoint-4")
+    done = run(tmp_path, *options, *save, *resume, "--output_dir", "kept", script="finetune.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "kept" / "checkpoint-4").exists()
     wrong = run(tmp_path, *options[:3], "wikitext-nowhere", "--output_dir", "tuned", script="finetune.py")
     assert wrong.returncode == 1
     assert wrong.stderr.strip().splitlines()[-1].startswith("finetune.py: ")
@@ -335,7 +340,8 @@ def test_a_folder_without_code_is_fine_tuned_in_the_clone_and_what_is_saved_brin
     ("options", "message"),
     [
         (["--lora_rank", "-1"], "`lora_rank` is -1, but must be at least 0"),
-        (["--eval_strategy", "epoch"], "`eval_split` is left out, but `eval_strategy` is epoch: name a split"),
+        (["--eval_strategy", "epoch"], "`eval_split` is left out, but must be given where `eval_strategy` is epoch."),
+        (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint` is true, but tuned holds no checkpoint."),
     ],
 )
 def test_fine_tuning_refuses_before_it_loads(tmp_path, options, message):
