@@ -205,7 +205,7 @@ class Recipe:
         peak, step, steps = (1.0, step, begin) if step < begin else (self.restart, step - begin, self.steps - begin)
         if step < self.warmup_steps:
             return peak * step / self.warmup_steps
-        return peak * (1 + math.cos(math.pi * (step - self.warmup_steps) / (steps - self.warmup_steps))) / 2
+        return peak * (1 + math.cos(math.pi * (step - self.warmup_steps) / max(1, steps - self.warmup_steps))) / 2
 
     def pressure(self, step: int) -> float:
         """gamma at `step`, from 0."""
