@@ -11,6 +11,7 @@ code; where `modeling_anira` is installed, a folder without code will do, such a
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -146,7 +147,8 @@ def main() -> None:
     resume = {"true": True, "false": None}.get(
         str(training.resume_from_checkpoint).lower(), training.resume_from_checkpoint
     )
-    if resume is True and get_last_checkpoint(training.output_dir) is None:
+    kept = Path(training.output_dir).is_dir() and get_last_checkpoint(training.output_dir)
+    if resume is True and not kept:
         sys.exit(f"finetune.py: `resume_from_checkpoint` is true, but {training.output_dir} holds no checkpoint.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)

@@ -183,13 +183,12 @@ def test_packed_equals_masked_in_gradients_in_eval_mode():
 
 
 @pytest.mark.parametrize("decider", LEARNED)
-def test_training_ignores_the_exit_rule(decider):
+def test_training_ignores_the_exit_rule_of_the_config(decider):
     model = small_model(decider=decider).train()
     batch = training_batch(decider)
-    depths = [
-        model(batch.input_ids, exit_noise=batch.noise, exit_rule=rule, exit_quantile=quantile).exit_depths
-        for rule, quantile in [("quantile", 0.5), ("quantile", 0.99), ("sample", 0.5)]
-    ]
+    depths = []
+    for model.config.exit_rule, model.config.exit_quantile in [("quantile", 0.5), ("quantile", 0.99), ("sample", 0.5)]:
+        depths.append(model(batch.input_ids, exit_noise=batch.noise).exit_depths)
     assert torch.equal(depths[0], depths[1])
     assert torch.equal(depths[0], depths[2])
 
