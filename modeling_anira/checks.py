@@ -97,8 +97,10 @@ def check_inputs_embeds(inputs_embeds: torch.Tensor, hidden_size: int) -> None:
     require(inputs_embeds.is_floating_point(), "inputs_embeds", inputs_embeds.dtype, "of floating point")
 
 
-def check_position_ids(position_ids: torch.Tensor, shape: tuple[int, int]) -> None:
+def check_position_ids(position_ids: torch.Tensor | None, shape: tuple[int, int]) -> None:
     """Positions of (B, T) tokens must be (B or 1, T)."""
+    if position_ids is None:
+        return
     fits = tuple(position_ids.shape) in (shape, (1, shape[1]))
     require(fits, "position_ids", tuple(position_ids.shape), f"of shape ({shape[0]} or 1, {shape[1]})")
 

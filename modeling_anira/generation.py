@@ -239,7 +239,6 @@ class AniraGenerationMixin(GenerationMixin):
             for name in CONFIG_OPTIONS:
                 if self.training and self.decider.learned and name in ("exit_rule", "exit_quantile"):
                     check_no_rule_in_training(name, kwargs.get(name))
-                    model_kwargs.pop(name, None)
                     continue
                 if name == "exit_quantile" and kwargs.get("exit_rule") not in (None, "quantile"):
                     continue  # the rule that the call names does not read it

@@ -471,8 +471,9 @@ class AniraModel(AniraPreTrainedModel):
         if input_ids is not None:
             check_input_ids(input_ids, config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
+        elif inputs_embeds is not None:
+            check_inputs_embeds(inputs_embeds, config.hidden_size)
         assert inputs_embeds is not None
-        check_inputs_embeds(inputs_embeds, config.hidden_size)
         shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
 
         if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
@@ -494,8 +495,7 @@ class AniraModel(AniraPreTrainedModel):
         packed = self._execution(output_attentions, exit_depths, paged="cache" in kwargs) == "packed"
         readout = self._readout(readout_head)
 
-        if position_ids is not None:
-            check_position_ids(position_ids, shape)
+        check_position_ids(position_ids, shape)
         mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             position_ids = torch.arange(shape[1], device=inputs_embeds.device).unsqueeze(0) + past

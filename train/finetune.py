@@ -147,9 +147,9 @@ def main() -> None:
     resume = {"true": True, "false": None}.get(
         str(training.resume_from_checkpoint).lower(), training.resume_from_checkpoint
     )
-    kept = Path(training.output_dir).is_dir() and get_last_checkpoint(training.output_dir)
-    if resume is True and not kept:
-        sys.exit(f"finetune.py: `resume_from_checkpoint` is true, but {training.output_dir} holds no checkpoint.")
+    folder = training.output_dir
+    if resume is True and not (Path(folder).is_dir() and get_last_checkpoint(folder)):
+        sys.exit(f"finetune.py: `resume_from_checkpoint` is true, but {folder} holds no checkpoint.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
         model = AutoModelForCausalLM.from_pretrained(
