@@ -86,14 +86,15 @@ benchmark: setup
 build/tasks: | setup
 	$(BIN)/python datasets_scripts/build.py --out $@ --tasks mano-mini brevo-mini lano-mini --rows 20000
 
-# Trains and evaluates all mini runs; what is finished is not done again. A run trains five to forty minutes on one core, and
+# Trains and evaluates all mini runs; what is finished is not done again. A run trains five to sixty minutes on one core, and
 # an evaluation with controls takes up to twenty.
 mini: setup build/tasks
 	$(BIN)/python release/experiments.py --plan release/mini.yaml --out build/mini
+	$(BIN)/python release/experiments.py --plan release/extrapolation.yaml --out build/extrapolation
 
 report: mini
 	$(BIN)/python evaluate/report.py build/mini/*/evaluation --out build/report
-	$(BIN)/python evaluate/results.py build/mini
+	$(BIN)/python evaluate/results.py build/mini build/extrapolation
 
 hub: setup build/tasks
 	$(BIN)/python release/assemble.py --out build/hub --dataset build/tasks --owner $(OWNER)

@@ -10,6 +10,7 @@ from metrics.alignment.analysis import align
 from metrics.decision_timing.analysis import STATE, STATIC, explain_depth
 from metrics.dynamics.analysis import find_phases
 from metrics.generalization.analysis import beyond_training, by_size
+from scipy import stats
 
 from datasets_scripts.files import read_json_lines
 
@@ -17,6 +18,7 @@ Tables = dict[str, tuple[pd.DataFrame, pd.DataFrame]]
 
 # Depth as allocated; as the decider expected it on the path taken; and as it would have with all tokens at D.
 DEPTHS = ("exit_depth", "expected_depth", "expected_depth_full")
+PLACES = FIRST, MIDDLE, END = "first", "middle", "end"
 
 
 def measure(
@@ -27,7 +29,9 @@ def measure(
     log: Path | None,
     arguments: Any,
 ) -> dict[str, Any]:
-    """All four. What cannot be measured has None, or nothing, with a `reason`; it takes nothing else with it.
+    """All four, and mean depth by place.
+
+    What cannot be measured has None, or nothing, with a `reason`; it takes nothing else with it.
 
     Args:
         tables: (token table, example table) by split.
@@ -41,11 +45,44 @@ def measure(
     every = pd.concat([own for _, own in tables.values()], ignore_index=True)
     answers = add_places(tokens[tokens["is_answer"]])
     return {
+        "places": _guard(lambda: measure_places(tokens, answers)),
         "alignment": _guard(lambda: measure_alignment(answers, examples, arguments)),
         "generalization": _guard(lambda: measure_generalization(every, limit, sampled=given is not None)),
         "dynamics": _guard(lambda: measure_dynamics(log)),
         "decision_timing": _guard(lambda: {depth: measure_timing(answers, depth, arguments) for depth in DEPTHS}),
     }
+
+
+def measure_places(tokens: pd.DataFrame, answers: pd.DataFrame) -> dict[str, Any]:
+    """Mean depth over the prompt, and over each place of the answers; `but_end` is over all but their end.
+
+    `answers`: as in `measure_alignment`.
+    """
+    places = {place: answers[answers["place"] == place] for place in PLACES}
+    parts = {"prompt": tokens[~tokens["is_answer"]], **places, "but_end": answers[answers["place"] != END]}
+    return {name: mean_depth(rows) for name, rows in parts.items()}
+
+
+def mean_depth(rows: pd.DataFrame) -> dict[str, Any]:
+    """Mean depth over rows of a token table, with a 95 % percentile interval of a bootstrap over examples."""
+    if not len(rows):
+        return {"value": None, "low": None, "high": None, "n": 0, "reason": "there are no such tokens"}
+    sums = rows.groupby("example")["exit_depth"].agg(["sum", "count"])
+    depths, counts = sums["sum"].to_numpy(float), sums["count"].to_numpy(float)
+    value = float(depths.sum() / counts.sum())
+    if len(sums) < 2:
+        return {"value": value, "low": None, "high": None, "n": len(sums)}
+    drawn = stats.bootstrap(
+        (depths, counts),
+        lambda depths, counts, axis: depths.sum(axis) / counts.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=1000,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return {"value": value, "low": float(drawn.low), "high": float(drawn.high), "n": len(sums)}
 
 
 def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: Any) -> dict[str, Any]:
@@ -65,8 +102,8 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
     swapped = _swap_alike(answers, arguments.seed)
     units = {
         "per_example": answers,
-        "but_end": answers[answers["place"] != "end"],
-        "first": answers[answers["place"] == "first"],
+        "but_end": answers[answers["place"] != END],
+        "first": answers[answers["place"] == FIRST],
         "same_place": swapped,
     }
     facts = examples.set_index("example")[["size", "difficulty", "correct"]]
@@ -98,12 +135,12 @@ def _align(
 def add_places(answers: pd.DataFrame) -> pd.DataFrame:
     """The answers' table with two columns for where in its answer a token stands.
 
-    `place` is "first" (at `<ans>`), "end" (where the answer's end is predicted) or "middle"; `cell` is a number for
+    `place` is one of PLACES: at `<ans>`, between, or where the answer's end is predicted; `cell` is a number for
     each pair of distances from either end: answers of another length have other cells.
     """
     from_start = answers.groupby("example").cumcount()
     to_end = answers.groupby("example").cumcount(ascending=False)
-    place = np.select([from_start == 0, to_end == 0], ["first", "end"], "middle")
+    place = np.select([from_start == 0, to_end == 0], [FIRST, END], MIDDLE)
     cell = from_start * (to_end.max() + 1) + to_end
     return answers.assign(place=place, cell=cell)
 

@@ -135,6 +135,7 @@ def _summarize(run: Run) -> dict[str, Any]:
         "rows": metrics["rows"][metrics["splits"][0]],
         "accuracy": show(metrics["accuracy"], 3),
         "depth": show(metrics["depth"]),
+        "but_end": show(metrics["analyses"]["places"].get("but_end")),
         "depth_all": show(metrics["depth_all"]),
         "max_depth": metrics["max_depth"],
         "flops": f"{metrics['flops'] / metrics['flops_full']:.0%}",

@@ -1,6 +1,6 @@
 """Writes docs/results, and the table of the README, from finished evaluations; no number in them is typed.
 
-    python evaluate/results.py build/mini --out docs/results
+    python evaluate/results.py build/mini build/extrapolation
 
 A run is a folder as release/experiments.py leaves it. OUT gets the metrics.json of every run, small figures, and the
 page that is made from both.
@@ -19,12 +19,13 @@ from claims import judge
 from figures import FIGURES
 from pages import parse_folders_first, render
 from report import ReportError, read_run
-from statsmodels.stats.proportion import confint_proportions_2indep
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from datasets_scripts.files import write_whole
 
 _HERE = Path(__file__).parent
-_PLAN = _HERE.parent / "release" / "mini.yaml"
+_RELEASE = _HERE.parent / "release"
+_PLAN, _EXTRAPOLATION = _RELEASE / "mini.yaml", _RELEASE / "extrapolation.yaml"
 
 DECIDERS = ("online", "early", "fixed")
 _DOTS_PER_INCH = 75
@@ -49,10 +50,14 @@ def read_metrics(folder: Path) -> Metrics:
 
 def make_page(metrics: Metrics, figures: set[str]) -> str:
     """The text of the page. `figures`: names of the images beside it."""
-    chapters = [_make_chapter(config, metrics, figures) for config in _configs(metrics)]
-    planned = yaml.safe_load(_PLAN.read_text())
-    missing = [name for name in planned if name not in metrics]
-    return render(_HERE / "results.md.jinja", chapters=chapters, missing=missing)
+    planned, tried = (yaml.safe_load(plan.read_text()) for plan in (_PLAN, _EXTRAPOLATION))
+    main = {name: own for name, own in metrics.items() if name not in tried}
+    return render(
+        _HERE / "results.md.jinja",
+        chapters=[_make_chapter(config, main, figures) for config in _configs(main)],
+        changes=_compare_beyond({name: own for name, own in metrics.items() if name in tried}, tried),
+        missing=[name for name in (*planned, *tried) if name not in metrics],
+    )
 
 
 def make_table(metrics: Metrics) -> str:
@@ -77,17 +82,17 @@ def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str,
     if len({own["rows_digest"] for own in runs.values()}) > 1:
         raise ReportError(f"The runs of {config} were made on different rows; evaluate them on one dataset.")
     adaptive = {name: own for name, own in runs.items() if own["decider"] != "fixed"}
-    limit = next(iter(runs.values()))["size_limit"]
     return {
         "config": config,
         "runs": runs,
         "flops_full": runs[f"{config}-fixed"]["flops_full"] if f"{config}-fixed" in runs else None,
+        "placed": {name: own for name, own in adaptive.items() if "but_end" in own["analyses"].get("places", {})},
         "aligned": {name: own for name, own in adaptive.items() if "features" in own["analyses"]["alignment"]},
         "has_exact_distribution": all("kl" in own["given"] for own in runs.values()),
         "comparisons": _compare(config, runs),
         "claims": [claim for name, own in runs.items() for claim in judge(name, own)],
         "controls": [(name, row) for name, own in adaptive.items() for row in own["controls"]],
-        "sizes": (limit, -(-3 * limit // 2), 2 * limit),
+        "sizes": _sizes(next(iter(runs.values()))["size_limit"]),
         "by_size": {name: _by_size(own) for name, own in runs.items()},
         "figures": [
             (title, f"{config}-{name}.png") for name, (title, _) in FIGURES.items() if f"{config}-{name}.png" in figures
@@ -118,6 +123,44 @@ def _compare(config: str, runs: Metrics) -> list[dict[str, Any]]:
                     {"run": run, "less": less, "flops": runs[run]["flops"] / runs[less]["flops"], **difference}
                 )
     return found
+
+
+def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each change does beyond the sizes of training: accuracy there, and its difference from the plan's first run.
+
+    Nothing if that is not among them.
+    """
+    base = next(iter(plan))
+    if base not in metrics:
+        return []
+    usual = plan[base]["set"]
+    pooled = {name: _pool_beyond(own) for name, own in metrics.items()}
+    return [
+        {
+            "run": name,
+            "change": [setting for setting in plan[name]["set"] if setting not in usual],
+            "accuracy": metrics[name]["accuracy"],
+            "by_size": _by_size(metrics[name]),
+            "sizes": _sizes(metrics[name]["size_limit"]),
+            "beyond": pooled[name],
+            "difference": None if name == base else _difference(pooled[name], pooled[base]),
+        }
+        for name in plan
+        if name in metrics
+    ]
+
+
+def _pool_beyond(own: dict[str, Any]) -> dict[str, Any]:
+    """The accuracy over all rows beyond the sizes of training, with Wilson's 95 % interval."""
+    rows = [row for row in own["analyses"]["generalization"]["by_size"] if row["size"] > own["size_limit"]]
+    right, count = sum(round(row["accuracy"] * row["n"]) for row in rows), sum(row["n"] for row in rows)
+    low, high = proportion_confint(right, count, method="wilson")
+    return {"value": right / count, "low": float(low), "high": float(high), "n": count}
+
+
+def _sizes(limit: int) -> tuple[int, int, int]:
+    """The largest size of training, and 1.5 and 2 times of it."""
+    return limit, -(-3 * limit // 2), 2 * limit
 
 
 def _difference(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

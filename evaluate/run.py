@@ -38,9 +38,8 @@ from controls import (
 )
 from examples import EvaluationError, load_examples, open_task, take
 from loading import check_tokenizer, digest_weights, load_model
-from measures import measure
+from measures import mean_depth, measure
 from passes import AGAINST_EXACT, Depths, run_examples, run_given
-from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -133,8 +132,8 @@ class Evaluation:
             {
                 **self._describe(),
                 "accuracy": rate(examples["correct"]),
-                "depth": mean_depth(tokens, answers=True),
-                "depth_all": mean_depth(tokens, answers=False),
+                "depth": mean_depth(tokens[tokens["is_answer"]]),
+                "depth_all": mean_depth(tokens),
                 "depth_histogram": histogram(tokens),
                 "flops": int(examples["flops"].sum()),
                 "flops_full": int(examples["flops_full"].sum()),
@@ -269,8 +268,8 @@ class Evaluation:
                     "setting": name,
                     "value": value,
                     "accuracy": rate(examples["correct"]),
-                    "depth": mean_depth(tokens, answers=True),
-                    "depth_all": mean_depth(tokens, answers=False),
+                    "depth": mean_depth(tokens[tokens["is_answer"]]),
+                    "depth_all": mean_depth(tokens),
                     "flops_share": float(examples["flops"].sum() / examples["flops_full"].sum()),
                 }
             )
@@ -333,10 +332,10 @@ def _describe_control(
         "accuracy": rate(examples["correct"])
         if answered
         else {"value": None, "low": None, "high": None, "reason": "only on given answers"},
-        "depth": mean_depth(tokens, answers=True),
-        "depth_all": mean_depth(tokens, answers=False),
+        "depth": mean_depth(tokens[tokens["is_answer"]]),
+        "depth_all": mean_depth(tokens),
         "flops_share": float(examples["flops"].sum() / examples["flops_full"].sum()),
-        "given_depth": mean_depth(given[0], answers=True),
+        "given_depth": mean_depth(given[0][given[0]["is_answer"]]),
         "given_nll": _mean_of("nll", given[1]),
         "given_hit": _mean_of("hit", given[1]),
     }
@@ -370,30 +369,6 @@ def rate(correct: pd.Series) -> dict[str, Any]:
     right, count = int(correct.sum()), len(correct)
     low, high = proportion_confint(right, count, method="wilson")
     return {"value": right / count, "low": float(low), "high": float(high), "n": count}
-
-
-def mean_depth(tokens: pd.DataFrame, answers: bool) -> dict[str, Any]:
-    """Mean depth over the positions from which answers are predicted, or over all tokens that were run.
-
-    With a 95 % percentile interval of a bootstrap over examples.
-    """
-    rows = tokens[tokens["is_answer"]] if answers else tokens
-    sums = rows.groupby("example")["exit_depth"].agg(["sum", "count"])
-    depths, counts = sums["sum"].to_numpy(float), sums["count"].to_numpy(float)
-    value = float(depths.sum() / counts.sum())
-    if len(sums) < 2:
-        return {"value": value, "low": None, "high": None, "n": len(sums)}
-    drawn = stats.bootstrap(
-        (depths, counts),
-        lambda depths, counts, axis: depths.sum(axis) / counts.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=1000,
-        batch=100,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return {"value": value, "low": float(drawn.low), "high": float(drawn.high), "n": len(sums)}
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

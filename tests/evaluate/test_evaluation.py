@@ -220,6 +220,28 @@ def test_a_correlation_by_place_alone_is_seen_for_what_it_is(rule):
     )
 
 
+def test_mean_depth_by_place():
+    """On MANO the end of the answer once halved the mean at answers, and no figure said so."""
+    depths = {True: [5, 3, 4, 1], False: [7, 1]}
+    rows = [
+        {"example": number, "is_answer": True, "exit_depth": float(depth)}
+        for number in range(20)
+        for depth in depths[number % 2 == 0]
+    ]
+    rows += [{"example": number, "is_answer": False, "exit_depth": 2.0} for number in range(20)]
+    tokens = pd.DataFrame(rows)
+    found = measures.measure_places(tokens, measures.add_places(tokens[tokens["is_answer"]]))
+    means = {place: own["value"] for place, own in found.items()}
+    assert means == {"prompt": 2.0, "first": 6.0, "middle": 3.5, "end": 1.0, "but_end": 19 / 4}
+    assert found["prompt"]["low"] == found["prompt"]["high"] == 2.0
+    assert found["first"]["low"] < 6 < found["first"]["high"]
+
+    alone = tokens[tokens["example"] == 1]
+    found = measures.measure_places(alone, measures.add_places(alone[alone["is_answer"]]))
+    assert found["middle"]["value"] is None
+    assert found["middle"]["reason"]
+
+
 @pytest.mark.parametrize(("decider", "findings"), [("fixed", 0), ("online", 4), ("of-my-own", 3)])
 def test_own_deciders_are_judged_by_all_that_does_not_ask_when_they_decide(decider, findings):
     """Once a decider that was not early or online had an empty table, without a word."""

@@ -96,6 +96,22 @@ def test_values_and_intervals_are_those_of_scipy_on_rows_that_are_really_drawn(w
         assert [found[name][part] for part in ("value", "low", "high")] == pytest.approx(expected, abs=1e-9)
 
 
+def test_balanced_is_spearmans_of_rows_repeated_until_each_size_has_as_many():
+    """MANO's test rows were nearly all of two sizes, and a depth that rose with every size had a correlation of 0.3."""
+    rng = np.random.default_rng(SEED)
+    counts = {1: 6, 2: 60, 3: 600, 4: 600}
+    size = np.repeat(list(counts), list(counts.values()))
+    depth = (size + rng.normal(0, 1, len(size))).round(1)
+    table = pd.DataFrame({"example": range(len(size)), "size": size, "depth": depth, "correct": True})
+    found = align(table, against=("size",), resamples=50)["all"]
+    equal = table.loc[table.index.repeat(600 // table["size"].map(counts))]
+    expected = stats.spearmanr(equal["depth"], equal["size"]).statistic
+    assert found["size balanced"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert found["size"]["value"] == pytest.approx(stats.spearmanr(depth, size).statistic, abs=1e-9)
+    assert expected > found["size"]["value"] + 0.1
+    assert found["size balanced"]["low"] < expected < found["size balanced"]["high"]
+
+
 def test_tokens_of_one_example_are_no_independent_evidence():
     """The same number of rows in fewer examples: a wider interval."""
     table = made_tokens(examples=40, tokens=25, effect=0.0, noise=0.1)

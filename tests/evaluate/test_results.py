@@ -52,6 +52,27 @@ def test_differences_have_newcombes_interval():
     assert f"| {config}-fixed-third | {config}-fixed | -0.050 (-0.071 to -0.030) |" in make_page(runs, set())
 
 
+def test_a_change_is_measured_beyond_the_sizes_of_training_against_the_plans_first_run():
+    """Beyond the limit 300 of 1,000 rows are right in the base, 250 in the changed run; those within do not count."""
+    metrics = json.loads((ROOT / "checkpoints" / "brevo-mini-fixed" / "metrics.json").read_text())
+
+    def run(*right):
+        rows = [
+            {"size": size, "n": 500, "accuracy": own / 500, "accuracy_low": 0.1, "accuracy_high": 0.9}
+            for size, own in zip((8, 12, 16), right, strict=True)
+        ]
+        return {**metrics, "size_limit": 8, "analyses": {"generalization": {"by_size": rows}}}
+
+    page = make_page({"brevo-mini-x-base": run(500, 250, 50), "brevo-mini-x-theta-100": run(400, 200, 50)}, set())
+    (line,) = (line for line in page.splitlines() if line.startswith("| brevo-mini-x-theta-100 |"))
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[2] == "`model.rope_parameters={rope_type: default, rope_theta: 100}`"
+    assert [cell.split()[0] for cell in cells[4:8]] == ["0.800", "0.400", "0.100", "0.250"]
+    # Newcombe (1998), method 10: from the Wilson intervals 0.2241..0.2778 and 0.2724..0.3291.
+    assert cells[8] == "-0.050 (-0.089 to -0.011)"
+    assert "## brevo-mini\n" not in page
+
+
 def test_a_readme_without_marks_is_refused():
     with pytest.raises(ReportError, match="<!-- results -->"):
         put_table("no marks", "")

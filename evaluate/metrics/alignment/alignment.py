@@ -23,8 +23,9 @@ Args:
     seed: of the bootstrap.
 
 Returns:
-    For "correct" items and for "all": an estimate (value, low, high, n, reason) of "size", "difficulty" and "difficulty
-    given size". `value` is None, with a reason, where a correlation is not defined.
+    For "correct" items and for "all": an estimate (value, low, high, n, reason) of "size", "size balanced" (each size
+    weighs the same), "difficulty" and "difficulty given size". `value` is None, with a reason, where a correlation is
+    not defined.
 
 Example:
     >>> metric = evaluate.load("evaluate/metrics/alignment")

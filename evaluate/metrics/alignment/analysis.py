@@ -32,8 +32,8 @@ def align(
         resamples: Of the bootstrap, which draws examples, not tokens, with replacement.
 
     Returns:
-        {"correct" or "all": {name or "name given size": estimate}}: on items answered correctly, as in the paper, and
-        on all, which has no selection in it.
+        {"correct" or "all": {name, "name given size", or "size balanced": estimate}}: on items answered correctly, as
+        in the paper, and on all, which has no selection in it.
     """
     found: dict[str, Any] = {}
     for subset, rows in (("correct", table[table["correct"].astype(bool)]), ("all", table)):
@@ -44,6 +44,8 @@ def align(
                 if name != held:
                     controlled = estimate(rows, partial_spearman, (depth, name, held), resamples, seed)
                     found[subset][f"{name} given {held}"] = controlled
+        if "size" in against:
+            found[subset]["size balanced"] = estimate(rows, balanced_spearman, (depth, "size"), resamples, seed)
     return found
 
 
@@ -54,6 +56,23 @@ def spearman(depth: np.ndarray, other: np.ndarray) -> Statistic:
     """
     left, right = _rank(depth), _rank(other)
     return lambda repeats: _correlate(left(repeats), right(repeats), repeats)
+
+
+def balanced_spearman(depth: np.ndarray, size: np.ndarray) -> Statistic:
+    """Spearman's correlation where each size weighs the same, however many rows have it; NaN if either is constant.
+
+    Of small sizes few different instances exist: where each occurs once, nearly all rows are of the one or two largest,
+    and the plain correlation is that within so narrow a range.
+    """
+    left, right = _rank(depth), _rank(size)
+    groups = np.unique(size, return_inverse=True)[1]
+
+    def correlate(repeats: np.ndarray) -> float:
+        # A size that does not occur has no rows to weigh.
+        weights = repeats / np.maximum(np.bincount(groups, repeats), 1)[groups]
+        return _correlate(left(weights), right(weights), weights)
+
+    return correlate
 
 
 def partial_spearman(depth: np.ndarray, other: np.ndarray, given: np.ndarray) -> Statistic:
@@ -73,7 +92,7 @@ def partial_spearman(depth: np.ndarray, other: np.ndarray, given: np.ndarray) ->
 
 
 def _rank(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The rank of each row, the mean of those that are tied, as a function of how often each occurs."""
+    """The rank of each row, the mean of those that are tied, as a function of how often each occurs (or its weight)."""
     values = np.asarray(values, dtype=float)
     codes = np.unique(values, return_inverse=True)[1]
 
@@ -85,9 +104,9 @@ def _rank(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return rank
 
 
-def _correlate(left: np.ndarray, right: np.ndarray, repeats: np.ndarray) -> float:
-    """Pearson's correlation of rows that occur so often; NaN if either is constant, but for rounding."""
-    covariance = np.cov(left, right, ddof=0, fweights=repeats.astype(int))
+def _correlate(left: np.ndarray, right: np.ndarray, weights: np.ndarray) -> float:
+    """Pearson's correlation of rows of such weights; NaN if either is constant, but for rounding."""
+    covariance = np.cov(left, right, ddof=0, aweights=weights)
     variances = np.diag(covariance)
     return float(covariance[0, 1] / np.sqrt(variances.prod())) if variances.min() > 1e-9 else float("nan")
 
