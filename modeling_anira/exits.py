@@ -145,7 +145,7 @@ class OnlineExits:
         """
         self.decider, self.rule, self.noise, self.readout = decider, rule, noise, readout
         self.given_depths, self.differentiable, self.model_depth = given_depths, differentiable, model_depth
-        self._active = real
+        self._real = self._active = real
         self.depths = torch.zeros_like(real, dtype=torch.int64)
         self._logits: list[torch.Tensor] = []
         self._log_survival = torch.zeros(real.shape, device=real.device)
@@ -158,7 +158,8 @@ class OnlineExits:
         """a^(d) as a straight-through number (B, T), or None where no gradient goes to it."""
         if not self.differentiable or depth <= self.rule.min_depth:
             return None
-        return straight_through(self._active, self._log_survival.exp())
+        # Padding never goes on, whatever its alpha is: no gradient.
+        return straight_through(self._active, self._log_survival.exp().masked_fill(~self._real, 0.0))
 
     def observe(self, depth: int, state: torch.Tensor, previous: torch.Tensor, tokens: TokenSet) -> None:
         """Told h^(depth) and h^(depth - 1) (B, T, H) after each iteration: decides who goes on."""
@@ -242,4 +243,5 @@ def open_exits(
         soft_survival = torch.cat(
             [torch.ones_like(soft_survival[..., : rule.min_depth - 1]), soft_survival[..., rule.min_depth - 1 :]], -1
         )
-    return PlannedExits(depths.masked_fill(~real, 0), log_q, soft_survival)
+    # Padding never goes on, whatever its q is: no gradient.
+    return PlannedExits(depths.masked_fill(~real, 0), log_q, soft_survival.masked_fill(~real[..., None], 0.0))

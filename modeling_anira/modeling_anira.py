@@ -319,7 +319,7 @@ class AniraLayer(GradientCheckpointingLayer):
 
 
 class InputInjection(nn.Module):
-    """How h^(0) enters each iteration: not at all (as in the paper), added, or concatenated through an adapter."""
+    """How h^(0) enters each iteration: not at all (nothing known of the paper shows another), added, or concatenated through an adapter."""
 
     def __init__(self, config: AniraConfig) -> None:
         super().__init__()
@@ -483,8 +483,6 @@ class AniraModel(AniraPreTrainedModel):
             refuse(name, f"{found} while gradient checkpointing trains", f"{wanted} (to generate, call `model.eval()`)")
         if use_cache is None:
             use_cache = config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=config)
         check_cache(past_key_values, config, shape[0])
         past = cache_length(past_key_values)
 
@@ -497,6 +495,9 @@ class AniraModel(AniraPreTrainedModel):
 
         check_position_ids(position_ids, shape)
         mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
+        # After the mask: where a cache was given, positions that start again do not tell sequences apart.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=config)
         if position_ids is None:
             position_ids = torch.arange(shape[1], device=inputs_embeds.device).unsqueeze(0) + past
         run = _Run(

@@ -224,14 +224,18 @@ def test_arguments_come_in_transformers_order():
 
 
 def test_a_packed_row_of_several_sequences_gives_what_each_gives():
-    """Positions that start again tell sequences of one row apart, as transformers' flattening collator makes them."""
+    """Positions that start again tell sequences of one row apart, as transformers' flattening collator makes them.
+
+    With its own cache, which is the default out of training, the model once let the second read the first.
+    """
     model = small_model()
     ids = torch.arange(1, 10)[None]
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
     for execution in ("masked", "packed"):
         model.config.execution = execution
-        together = model(ids, position_ids=positions, use_cache=False)
-        for piece in (slice(0, 4), slice(4, 9)):
-            alone = model(ids[:, piece], use_cache=False)
-            assert torch.allclose(together.logits[:, piece], alone.logits, atol=1e-5)
-            assert torch.equal(together.exit_depths[:, piece], alone.exit_depths)
+        for use_cache in (None, True, False):
+            together = model(ids, position_ids=positions, use_cache=use_cache)
+            for piece in (slice(0, 4), slice(4, 9)):
+                alone = model(ids[:, piece], use_cache=False)
+                assert torch.allclose(together.logits[:, piece], alone.logits, atol=1e-5)
+                assert torch.equal(together.exit_depths[:, piece], alone.exit_depths)

@@ -136,6 +136,21 @@ def test_gradients_of_given_depths_with_and_without_checkpointing_agree(executio
 
 
 @pytest.mark.parametrize("decider", LEARNED)
+def test_the_decider_learns_nothing_from_padding(decider):
+    """The first word of a left-padded row is predicted at the last padding. Its cross-entropy once reached the decider
+    through the soft half of an a that is 0 for good."""
+    model = small_model(decider=decider, compute_weight=0.0).train()
+    batch = training_batch(decider, padding=[(3, 0), (3, 0)])
+    labels = torch.full_like(batch.input_ids, -100)
+    first = (~batch.real).sum(1, keepdim=True)
+    labels.scatter_(1, first, batch.input_ids.gather(1, first))
+    model(batch.input_ids, attention_mask=batch.attention_mask, labels=labels, exit_noise=batch.noise).loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert grads["model.prelude.0.mlp.down_proj.weight"].abs().sum() > 0
+    assert all(grad.abs().sum() == 0 for name, grad in grads.items() if "decider" in name)
+
+
+@pytest.mark.parametrize("decider", LEARNED)
 def test_no_nan_arises_on_the_way_back_from_padding(decider):
     """Anomaly mode once stopped at 0 * inf, which came from padding's log q and was masked afterwards."""
     model = small_model(decider=decider).train()
