@@ -1,7 +1,7 @@
 """The paper's findings beside ours (ANIRA, arXiv 2602.08864). Its figures are known at second hand."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,10 @@ from pages import show
 # Spearman's correlation that the paper reports on MANO, BREVO and LANO, on correct items.
 _ALIGNMENT = (0.6, 0.7)
 _SIZE_ALONE_EARLY = 0.28
-# What is less is called none, however sure it is: correlations, differences of shares, iterations that depth goes on
-# rising or falling by beyond the training sizes.
+# What is less is called none, however sure it is: correlations, what is left of them, differences of shares, iterations
+# that depth goes on rising or falling by beyond the training sizes.
 _LEAST_ALIGNMENT = 0.2
+_LEAST_BESIDE = 0.1
 _LEAST_CONTRAST = 0.05
 _LEAST_RISE = 0.05
 # Accuracy that differs by no more is equal.
@@ -22,13 +23,17 @@ _EQUAL_ACCURACY = 0.05
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the report's first table; `holds` is "yes", "partly" (weaker), "no" or "unknown" (undecided)."""
+    """One row of the report's first table; `holds` is "yes", "partly" (weaker), "no" or "unknown" (undecided).
+
+    `part` names the analysis that it is read from.
+    """
 
     finding: str
     paper: str
     run: str
     ours: str
     holds: str
+    part: str = ""
 
 
 def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
@@ -54,71 +59,86 @@ def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
     for part, claim in findings.items():
         own = analyses[part]
         failed = set(own) == {"reason"}
-        judged.append(
-            Claim(part, "", name, f"not measured: {own['reason']}", "unknown") if failed else claim(name, own)
-        )
+        found = Claim(part, "", name, f"not measured: {own['reason']}", "unknown") if failed else claim(name, own)
+        judged.append(replace(found, part=part))
     return judged
 
 
 def _alignment(name: str, found: dict[str, Any]) -> Claim:
-    value, by_place, but_end = (
-        found[unit]["exit_depth"]["correct"]["size"] for unit in ("per_example", "same_place", "but_end")
+    whole, without_end = (found[unit]["exit_depth"]["correct"] for unit in ("per_example", "but_end"))
+    value, beside = whole["size balanced"], whole["size given length"]
+    ours = (
+        f"{show(value)}, each size weighing the same; as rows come {show(whole['size'])}; given the answer's length "
+        f"{show(beside)}; without the answer's end {show(without_end['size balanced'])}"
     )
-    ours = f"{show(value)}; by place alone {show(by_place)}; without the answer's end {show(but_end)}"
-    holds = _judge_alignment(value, by_place)
+    holds = _judge_alignment(value, beside)
     return Claim("Depth follows size (Spearman, correct items)", "0.6 to 0.7; about 0.66 on MANO", name, ours, holds)
 
 
 def _token_alignment(name: str, found: dict[str, Any]) -> Claim:
-    value, by_place = (
-        found[unit]["exit_depth"]["correct"]["difficulty"] for unit in ("per_token", "per_token_same_place")
-    )
-    ours = f"{show(value)}; by place alone {show(by_place)}"
-    holds = _judge_alignment(value, by_place)
+    own = found["per_token"]["exit_depth"]["correct"]
+    value, beside = own["difficulty"], own["difficulty given cell"]
+    ours = f"{show(value)}; given the place in the answer {show(beside)}"
+    holds = _judge_alignment(value, beside)
     return Claim("Depth follows the difficulty of each token (Spearman)", "0.6 to 0.7", name, ours, holds)
 
 
-def _judge_alignment(value: dict[str, Any], by_place: dict[str, Any]) -> str:
-    """Holds if the correlation is as high as the paper's, and higher than what the place in the answer alone gives.
+def _judge_alignment(value: dict[str, Any], beside: dict[str, Any]) -> str:
+    """Holds if the correlation is as high as the paper's, and something of it is left given the place or the length.
 
-    Not if it is not higher than that, or hardly there.
+    Not if it, or what is left, is surely hardly there; what the intervals leave open is unknown.
     """
-    if value["value"] is None or value["low"] is None or value["low"] <= 0 <= value["high"]:
+    if value["low"] is None or beside["low"] is None:
         return "unknown"
-    beats_place = by_place["high"] is None or value["low"] > by_place["high"]
-    if value["value"] < _LEAST_ALIGNMENT or not beats_place:
+    if value["high"] < _LEAST_ALIGNMENT or beside["high"] < _LEAST_BESIDE:
         return "no"
+    if value["low"] < _LEAST_ALIGNMENT or beside["low"] <= 0:
+        return "unknown"
     return "yes" if value["value"] >= _ALIGNMENT[0] else "partly"
 
 
 def _generalization(limit: int, name: str, found: dict[str, Any]) -> Claim:
     """Holds if, beyond the limit, accuracy is lower by half of what it was, and depth is higher and goes on rising.
 
-    Not if depth surely falls there or stays, or accuracy surely stays, to 0.05; else it is undecided.
+    Not if depth surely falls there or stays, or accuracy surely stays, to 0.05; else it is undecided. Depth must do so
+    over all answers, and over those that end, or it is undecided too.
     """
-    beyond = found["beyond"]
+    beyond, ended = found["beyond"], found.get("beyond_ended", {"verdict": None})
     finding = "Beyond the training sizes accuracy falls sharply while depth keeps rising"
     if beyond["verdict"] is None:
         return Claim(finding, "no figures known", name, f"not measured: {beyond['reason']}", "unknown")
-    accuracy, depth, slope = beyond["accuracy_change"], beyond["depth_change"], beyond["depth_slope"]
     sizes = [row["size"] for row in found["by_size"] if row["size"] > limit]
     span = max(sizes) - min(sizes)
-    across = slope and {bound: slope[bound] * span for bound in ("value", "low", "high")}
     ours = (
-        f"accuracy {show(accuracy)}, depth {show(depth)} beyond against within; "
-        f"depth from the least to the largest beyond, by a line, {show(across)}"
+        f"accuracy {show(beyond['accuracy_change'])}, depth without the answer's end {show(beyond['depth_change'])} "
+        "beyond against within; from the least to the largest beyond, by a line, "
+        f"{show(_across(beyond, span))}, of answers that end {show(_across(ended, span))}"
     )
-    sharply = accuracy["high"] < -0.5 * beyond["accuracy_within"]
+    verdicts = {
+        _judge_beyond(beyond, own, span) for own in (beyond, ended) if own["verdict"] is not None or own is beyond
+    }
+    holds = verdicts.pop() if len(verdicts) == 1 else "unknown"
+    return Claim(finding, "no figures known", name, ours, holds)
+
+
+def _across(beyond: dict[str, Any], span: int) -> dict[str, float] | None:
+    """By how much depth changes beyond the limit, from the least size to the largest, by the line through it."""
+    slope = beyond.get("depth_slope")
+    return slope and {bound: slope[bound] * span for bound in ("value", "low", "high")}
+
+
+def _judge_beyond(whole: dict[str, Any], own: dict[str, Any], span: int) -> str:
+    """The verdict by the accuracy of all answers, `whole`, and the depth of some, `own`."""
+    accuracy, depth, across = whole["accuracy_change"], own["depth_change"], _across(own, span)
+    sharply = accuracy["high"] < -0.5 * whole["accuracy_within"]
     goes_on = 0 if across is None or abs(across["value"]) < _LEAST_RISE else _sign(across)
     higher = depth["low"] > 0
     if sharply and higher and goes_on > 0:
-        holds = "yes"
-    elif accuracy["high"] < 0 and higher and goes_on >= 0:
-        holds = "partly"
-    else:
-        against = goes_on < 0 or depth["high"] < _LEAST_RISE or accuracy["low"] > -_EQUAL_ACCURACY
-        holds = "no" if against else "unknown"
-    return Claim(finding, "no figures known", name, ours, holds)
+        return "yes"
+    if accuracy["high"] < 0 and higher and goes_on >= 0:
+        return "partly"
+    against = goes_on < 0 or depth["high"] < _LEAST_RISE or accuracy["low"] > -_EQUAL_ACCURACY
+    return "no" if against else "unknown"
 
 
 def _sign(estimate: dict[str, Any]) -> int:
@@ -127,29 +147,27 @@ def _sign(estimate: dict[str, Any]) -> int:
 
 
 def _phases(name: str, found: dict[str, Any]) -> Claim:
-    """Holds if depth and accuracy rise in the first phase, and depth falls in the second at equal accuracy, to 0.05.
+    """Holds if depth rises while most is learnt, and then falls at no loss of accuracy, to 0.05.
 
-    Partly if depth falls in the end, and accuracy stays; a fall that goes with learning is none of it. A curve in which
-    no turn was found decides nothing: one may be there that its few points do not show.
+    Partly if it only falls so; not if it falls while most is learnt, or accuracy is lost, or it does not fall.
     """
     finding = "Two phases: depth rises while the task is learnt, then falls at equal accuracy"
+    paper = "turn near step 50,000"
     if found["phases"] is None:
-        return Claim(finding, "turn near step 50,000", name, f"not measured: {found['reason']}", "unknown")
-    ours, changes = found["phases"], found["accuracy_change"] or []
-    if found["turn"]:
-        turn = found["turn"]
-        ours += f"; turn at step {turn['value']:.0f} ({turn['low']:.0f} to {turn['high']:.0f})"
+        return Claim(finding, paper, name, f"not measured: {found['reason']}", "unknown")
+    changes = found["accuracy_change"] or []
+    ours = f"up {found['rise']:.2f} iterations, then down {found['fall']:.2f}"
+    if found["turn"] is not None:
+        ours += f" from step {found['turn']:.0f} on"
     if changes:
         ours += "; accuracy " + ", then ".join(f"{change:+.2f}" for change in changes)
-    falls_at_equal = found["phases"].endswith("fall") and bool(changes) and abs(changes[-1]) <= _EQUAL_ACCURACY
-    learnt_first = len(changes) == 2 and changes[0] > _EQUAL_ACCURACY
-    if found["phases"] == "rise, then fall" and learnt_first and falls_at_equal:
-        holds = "yes"
-    elif falls_at_equal:
-        holds = "partly"
-    else:
-        holds = "no" if found["turn"] else "unknown"
-    return Claim(finding, "turn near step 50,000", name, ours, holds)
+    if len(changes) < 2:
+        return Claim(finding, paper, name, ours, "no" if changes else "unknown")
+    learnt_first = changes[0] > max(_EQUAL_ACCURACY, changes[1])
+    holds = "no"
+    if learnt_first and changes[1] >= -_EQUAL_ACCURACY:
+        holds = "yes" if found["phases"] == "rise, then fall" else "partly"
+    return Claim(finding, paper, name, ours, holds)
 
 
 def _decision_timing(decider: str, name: str, found: dict[str, Any]) -> Claim:

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from metrics.generalization.analysis import by_size
 
 _COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
 _DEPTHS = plt.get_cmap("YlOrRd")
 _TOKENS_A_LINE = 26
 _LINES = 6
+_LEAST_SHARE = 0.01
 _PANELS_A_LINE = 3
 # What fits into one line above a figure of twelve inches.
 _LEGEND_CHARACTERS = 150
@@ -45,11 +45,6 @@ class Run:
     def main(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The tables of the split that is analysed."""
         return self.tables[self.metrics["splits"][0]]
-
-    @property
-    def every_example(self) -> pd.DataFrame:
-        """The example tables of all splits."""
-        return pd.concat([examples for _, examples in self.tables.values()], ignore_index=True)
 
 
 Drawn = tuple[Figure, pd.DataFrame] | None
@@ -78,39 +73,59 @@ def draw_tokens(runs: Sequence[Run]) -> Drawn:
 
 
 def draw_alignment(runs: Sequence[Run]) -> Drawn:
-    """Mean depth against size, difficulty of the example, and difficulty of the token."""
-    panels = (
+    """Mean depth against size, difficulty of the example, and difficulty of the token, where they vary.
+
+    Without runs whose depth is one; a value that less than one in a hundred answer tokens has is left out.
+    """
+    colors = {run.name: _COLORS[_place(runs, run.name)] for run in runs}
+    runs = [run for run in runs if run.metrics["decider"] != "fixed"]
+    panels: tuple[tuple[str, str], ...] = (
         ("size", "size of the example"),
         ("difficulty", "difficulty of the example"),
         ("token_difficulty", "difficulty of the token"),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
+    panels = tuple(panel for panel in panels if any(run.main[0][panel[0]].nunique() > 1 for run in runs))
+    if not panels:
+        return None
+    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.8), sharey=True, squeeze=False)
     parts = []
-    for axis, (column, label) in zip(axes, panels, strict=True):
-        for color, run in zip(itertools.cycle(_COLORS), runs, strict=False):
+    for axis, (column, label) in zip(axes[0], panels, strict=True):
+        for run in runs:
             answers = run.main[0][run.main[0]["is_answer"]]
             values = answers[column]
             if values.nunique() > 15:
                 values = pd.cut(values, 12).map(lambda interval: interval.mid).astype(float)
-            found = _mean_by(answers.assign(**{column: values}), column)
+            common = values.map(values.value_counts(normalize=True)) >= _LEAST_SHARE
+            found = _mean_by(answers.assign(**{column: values})[common], column)
             axis.errorbar(
-                found[column], found["mean"], yerr=found["margin"], marker="o", ms=4, color=color, label=run.name
+                found[column],
+                found["mean"],
+                yerr=found["margin"],
+                marker="o",
+                ms=4,
+                color=colors[run.name],
+                label=run.name,
             )
             parts.append(found.rename(columns={column: "value"}).assign(against=column, run=run.name))
         axis.set_xlabel(label)
-    axes[0].set_ylabel("iterations per answer token")
-    put_legend(figure, axes[0])
+    axes[0, 0].set_ylabel("iterations per answer token")
+    put_legend(figure, axes[0, 0])
     return figure, pd.concat(parts, ignore_index=True)
 
 
 def draw_generalization(runs: Sequence[Run]) -> Drawn:
-    """Accuracy and mean depth by size, with the limit of training marked."""
+    """Accuracy and mean depth by size, with the limit of training marked. Nothing where answers are sampled.
+
+    There size is that of what the model wrote.
+    """
+    if any("kl" in run.metrics["given"] for run in runs):
+        return None
     figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
     parts = []
     for color, run in zip(itertools.cycle(_COLORS), runs, strict=False):
-        found = pd.DataFrame(by_size(run.every_example)).assign(run=run.name)
+        found = pd.DataFrame(run.metrics["analyses"]["generalization"]["by_size"]).assign(run=run.name)
         for axis, name in zip(axes, ("accuracy", "depth"), strict=True):
-            axis.plot(found["size"], found[name], marker="o", ms=4, color=color, label=run.name)
+            axis.plot(found["size"], found[name].astype(float), marker="o", ms=4, color=color, label=run.name)
             low, high = found[f"{name}_low"].astype(float), found[f"{name}_high"].astype(float)
             axis.fill_between(found["size"], low, high, color=color, alpha=0.2)
         parts.append(found)
@@ -119,7 +134,7 @@ def draw_generalization(runs: Sequence[Run]) -> Drawn:
         axis.set_xlabel("size of the example (dashed: limit of training)")
     axes[0].set_ylabel("accuracy")
     axes[0].set_ylim(-0.03, 1.03)
-    axes[1].set_ylabel("iterations per answer token")
+    axes[1].set_ylabel("iterations per answer token, without the end")
     put_legend(figure, axes[0])
     return figure, pd.concat(parts, ignore_index=True)
 
@@ -134,8 +149,8 @@ def draw_phases(runs: Sequence[Run]) -> Drawn:
         axes[0].plot(run.log["step"], run.log["depth"], marker=".", color=color, label=run.name)
         axes[1].plot(run.log["step"], run.log["accuracy"], marker=".", color=color, label=run.name)
         turn = run.metrics["analyses"]["dynamics"].get("turn")
-        if turn:
-            axes[0].axvline(turn["value"], color=color, ls=":", lw=1)
+        if turn is not None:
+            axes[0].axvline(turn, color=color, ls=":", lw=1)
     axes[0].set_ylabel("iterations per answer token")
     axes[1].set_ylabel("accuracy, validation")
     axes[1].set_ylim(-0.03, 1.03)

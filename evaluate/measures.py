@@ -13,6 +13,7 @@ from metrics.generalization.analysis import beyond_training, by_size
 from scipy import stats
 
 from datasets_scripts.files import read_json_lines
+from datasets_scripts.vocabulary import EOS, WORDS
 
 Tables = dict[str, tuple[pd.DataFrame, pd.DataFrame]]
 
@@ -42,14 +43,15 @@ def measure(
         log: log.jsonl of the training, if known.
     """
     tokens, examples = tables[split] if given is None else given
-    every = pd.concat([own for _, own in tables.values()], ignore_index=True)
-    answers = add_places(tokens[tokens["is_answer"]])
+    answers = add_places(tokens, examples)
     return {
         "places": _guard(lambda: measure_places(tokens, answers)),
         "alignment": _guard(lambda: measure_alignment(answers, examples, arguments)),
-        "generalization": _guard(lambda: measure_generalization(every, limit, sampled=given is not None)),
+        "generalization": _guard(lambda: measure_generalization(tables, limit, sampled=given is not None)),
         "dynamics": _guard(lambda: measure_dynamics(log)),
-        "decision_timing": _guard(lambda: {depth: measure_timing(answers, depth, arguments) for depth in DEPTHS}),
+        "decision_timing": _guard(
+            lambda: {depth: measure_timing(answers, depth, arguments) for depth in _list_different(answers)}
+        ),
     }
 
 
@@ -86,43 +88,38 @@ def mean_depth(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: Any) -> dict[str, Any]:
-    """Correlations per example and per token, and what of them is left when depths are dealt out by place alone.
+    """Correlations of depth, per example and per token.
 
     `answers`: the token table of the answers, with their places (`add_places`).
 
-    Per example, depth is the mean over the answer (`per_example`); over all but the position that predicts its end
-    (`but_end`), which is easy and weighs the more the shorter the answer is; or that at `<ans>` alone (`first`).
-    `same_place` is `per_example` with each position's depth swapped for that of another answer of the same length at
-    the same place: what is left there is due to the length of answers, not to what they hold. `per_token` is with the
-    difficulty of each token, `per_token_same_place` its control; `features`, per token as well, with each feature of
-    the task, such as the level of the constituent that ends there. The last two are of the allocated depth alone.
-    `given cell` holds the place of a token constant, and with it the length of the answer, as `given size` does the
-    size.
+    Per example, depth is the mean over the answer (`per_example`, also as it was expected); over all but the position
+    that predicts its end (`but_end`), which is easy and weighs the more the shorter the answer is; or that at `<ans>`
+    alone (`first`). `given length` holds the number of the answer's tokens constant. `per_token` is with the difficulty
+    of each token; `features`, per token as well, with each feature of the task, such as the level of the constituent
+    that ends there. `given cell` holds the place of a token constant, and with it the length of the answer, as `given
+    size` does the size.
     """
-    swapped = _swap_alike(answers, arguments.seed)
     units = {
-        "per_example": answers,
-        "but_end": answers[answers["place"] != END],
-        "first": answers[answers["place"] == FIRST],
-        "same_place": swapped,
+        "per_example": (answers, DEPTHS[:2]),
+        "but_end": (answers[answers["place"] != END], DEPTHS[:1]),
+        "first": (answers[answers["place"] == FIRST], DEPTHS[:1]),
     }
     facts = examples.set_index("example")[["size", "difficulty", "correct"]]
+    facts = facts.assign(length=answers.groupby("example").size())
     found = {}
-    for unit, rows in units.items():
-        table = rows.groupby("example")[list(DEPTHS)].mean().join(facts).reset_index()
-        found[unit] = _align(table, arguments)
-    token_by_token, control = (table.assign(difficulty=answers["token_difficulty"]) for table in (answers, swapped))
-    allocated, held = DEPTHS[:1], ("size", "cell")
-    found["per_token"] = _align(token_by_token, arguments, given=held)
-    found["per_token_same_place"] = _align(control, arguments, allocated, ("difficulty",))
-    found["features"] = _align(answers, arguments, allocated, tuple(_features(answers)), held)
+    for unit, (rows, depths) in units.items():
+        table = rows.groupby("example")[list(depths)].mean().join(facts).reset_index()
+        found[unit] = _align(table, arguments, depths, given=("size", "length"))
+    tokens = answers.assign(difficulty=answers["token_difficulty"])
+    found["per_token"] = _align(tokens, arguments, DEPTHS[:1], given=("size", "cell"))
+    found["features"] = _align(answers, arguments, DEPTHS[:1], tuple(_features(answers)), ("size", "cell"))
     return found
 
 
 def _align(
     table: pd.DataFrame,
     arguments: Any,
-    depths: tuple[str, ...] = DEPTHS,
+    depths: tuple[str, ...],
     against: tuple[str, ...] = ("size", "difficulty"),
     given: tuple[str, ...] = ("size",),
 ) -> dict[str, Any]:
@@ -132,43 +129,46 @@ def _align(
     }
 
 
-def add_places(answers: pd.DataFrame) -> pd.DataFrame:
-    """The answers' table with two columns for where in its answer a token stands.
+def add_places(tokens: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the token table that predict answers, with two columns for where in its answer a token stands.
 
-    `place` is one of PLACES: at `<ans>`, between, or where the answer's end is predicted; `cell` is a number for
-    each pair of distances from either end: answers of another length have other cells.
+    `place` is one of PLACES: at `<ans>`, between, or where the answer's end is predicted, if it has one; `cell` is a
+    number for each pair of distances from either end: answers of another length have other cells.
     """
+    answers = tokens[tokens["is_answer"]]
     from_start = answers.groupby("example").cumcount()
     to_end = answers.groupby("example").cumcount(ascending=False)
-    place = np.select([from_start == 0, to_end == 0], [FIRST, END], MIDDLE)
-    cell = from_start * (to_end.max() + 1) + to_end
-    return answers.assign(place=place, cell=cell)
+    ends = (to_end == 0) & answers["example"].isin(examples["example"][has_end(examples)])
+    place = np.select([ends, from_start == 0], [END, FIRST], MIDDLE)
+    return answers.assign(place=place, cell=from_start * (to_end.max() + 1) + to_end)
 
 
-def _swap_alike(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The table with depths permuted among the positions of a cell."""
-    rng = np.random.default_rng(seed)
-    swapped = answers.copy()
-    for rows in answers.groupby("cell").indices.values():
-        order = rng.permutation(rows)
-        for depth in DEPTHS:
-            column = swapped.columns.get_loc(depth)
-            swapped.iloc[rows, column] = answers.iloc[order, column].to_numpy()
-    return swapped
+def has_end(examples: pd.DataFrame) -> pd.Series:
+    """Whether each answer has its end, rather than being cut where the longest answer would end."""
+    return examples["text"].str.endswith(f" {WORDS[EOS]}")
 
 
-def measure_generalization(every: pd.DataFrame, limit: int, sampled: bool) -> dict[str, Any]:
-    """Accuracy and depth by size, and their change beyond `limit`.
+def measure_generalization(tables: Tables, limit: int, sampled: bool) -> dict[str, Any]:
+    """Accuracy and depth by size, and their change beyond `limit`: of all answers, and of those that end.
 
-    Where answers are sampled, size is that of what the model wrote, and no prompt asks for more than training had: then
-    nothing is said of beyond.
+    Depth is the mean over the answer without its end, whose share grows as answers get shorter, and which is missing in
+    those that the model did not end. Where answers are sampled, size is that of what the model wrote, and no prompt
+    asks for more than training had: then nothing is said of beyond.
     """
-    beyond = (
-        {"verdict": None, "reason": "answers are sampled: their size is what the model wrote, not what was asked for"}
-        if sampled
-        else beyond_training(every, limit)
-    )
-    return {"by_size": by_size(every), "beyond": beyond}
+    every = pd.concat([_without_end(*both) for both in tables.values()], ignore_index=True)
+    found = {"by_size": by_size(every)}
+    if sampled:
+        reason = "answers are sampled: their size is what the model wrote, not what was asked for"
+        return {**found, "beyond": {"verdict": None, "reason": reason}}
+    ended = every[has_end(every)]
+    return {**found, "beyond": beyond_training(every, limit), "beyond_ended": beyond_training(ended, limit)}
+
+
+def _without_end(tokens: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
+    """The example table with `depth` over the answer without its end; NaN where that is all it is."""
+    answers = add_places(tokens, examples)
+    depth = answers[answers["place"] != END].groupby("example")["exit_depth"].mean()
+    return examples.assign(depth=examples["example"].map(depth))
 
 
 def measure_dynamics(log: Path | None) -> dict[str, Any]:
@@ -190,6 +190,15 @@ def read_evaluations(log: Path) -> pd.DataFrame:
             if line.get("kind") == "evaluation" and line.get("split") == "validation"
         ]
     )
+
+
+def _list_different(answers: pd.DataFrame) -> list[str]:
+    """The depths that are not another's copy: what an early decider expects does not hang on the path."""
+    return [
+        depth
+        for number, depth in enumerate(DEPTHS)
+        if not any(answers[depth].equals(answers[other]) for other in DEPTHS[:number])
+    ]
 
 
 def measure_timing(answers: pd.DataFrame, depth: str, arguments: Any) -> dict[str, Any]:

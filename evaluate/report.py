@@ -33,7 +33,6 @@ class ReportArguments:
 
 _UNITS = {
     "per_example": "mean over the answer",
-    "same_place": "the same, depths dealt out by place alone",
     "but_end": "mean over the answer without its end",
     "first": "at <ans> alone",
     "per_token": "each answer position, with its own difficulty",

@@ -55,6 +55,7 @@ def make_page(metrics: Metrics, figures: set[str]) -> str:
     return render(
         _HERE / "results.md.jinja",
         chapters=[_make_chapter(config, main, figures) for config in _configs(main)],
+        verdicts=_list_verdicts(main),
         changes=_compare_beyond({name: own for name, own in metrics.items() if name in tried}, tried),
         missing=[name for name in (*planned, *tried) if name not in metrics],
     )
@@ -78,7 +79,7 @@ def _configs(metrics: Metrics) -> list[str]:
 
 def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str, Any]:
     """What the page says of one task. Raises a ReportError if its runs answered different rows."""
-    runs = {name: own for name, own in metrics.items() if own["config"] == config}
+    runs = _of_task(config, metrics)
     if len({own["rows_digest"] for own in runs.values()}) > 1:
         raise ReportError(f"The runs of {config} were made on different rows; evaluate them on one dataset.")
     adaptive = {name: own for name, own in runs.items() if own["decider"] != "fixed"}
@@ -88,6 +89,7 @@ def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str,
         "flops_full": runs[f"{config}-fixed"]["flops_full"] if f"{config}-fixed" in runs else None,
         "placed": {name: own for name, own in adaptive.items() if "but_end" in own["analyses"].get("places", {})},
         "aligned": {name: own for name, own in adaptive.items() if "features" in own["analyses"]["alignment"]},
+        "constant": next((own["commonest_answer"] for own in runs.values() if "commonest_answer" in own), {}),
         "has_exact_distribution": all("kl" in own["given"] for own in runs.values()),
         "comparisons": _compare(config, runs),
         "claims": [claim for name, own in runs.items() for claim in judge(name, own)],
@@ -100,11 +102,36 @@ def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str,
     }
 
 
+def _of_task(config: str, metrics: Metrics) -> Metrics:
+    """The runs of a task, by seed and then by decider."""
+    runs = {name: own for name, own in metrics.items() if own["config"] == config}
+
+    def place(name: str) -> tuple[bool, int, str]:
+        decider = runs[name]["decider"]
+        return "-seed" in name, DECIDERS.index(decider) if decider in DECIDERS else len(DECIDERS), name
+
+    return {name: runs[name] for name in sorted(runs, key=place)}
+
+
+def _list_verdicts(metrics: Metrics) -> dict[str, dict[str, str]]:
+    """The verdict on each finding, by analysis, of every run that speaks to one."""
+    found = {}
+    for config in _configs(metrics):
+        for name, own in _of_task(config, metrics).items():
+            claims = judge(name, own)
+            if claims:
+                found[name] = {claim.part: claim.holds for claim in claims}
+    return found
+
+
 def _by_size(own: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    found = own["analyses"]["generalization"].get("by_size", [])
+    """{size: {"accuracy" and "depth": estimate}}"""
     return {
-        row["size"]: {"value": row["accuracy"], "low": row["accuracy_low"], "high": row["accuracy_high"]}
-        for row in found
+        row["size"]: {
+            kind: {"value": row[kind], "low": row[f"{kind}_low"], "high": row[f"{kind}_high"]}
+            for kind in ("accuracy", "depth")
+        }
+        for row in own["analyses"]["generalization"].get("by_size", [])
     }
 
 
@@ -126,28 +153,31 @@ def _compare(config: str, runs: Metrics) -> list[dict[str, Any]]:
 
 
 def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each change does beyond the sizes of training: accuracy there, and its difference from the plan's first run.
+    """What each change does beyond the sizes of training: accuracy there, and its difference from the run without it.
 
-    Nothing if that is not among them.
+    That is the one that has the most of its settings and no others, or else the plan's first.
     """
     base = next(iter(plan))
-    if base not in metrics:
-        return []
     usual = plan[base]["set"]
     pooled = {name: _pool_beyond(own) for name, own in metrics.items()}
-    return [
-        {
-            "run": name,
-            "change": [setting for setting in plan[name]["set"] if setting not in usual],
-            "accuracy": metrics[name]["accuracy"],
-            "by_size": _by_size(metrics[name]),
-            "sizes": _sizes(metrics[name]["size_limit"]),
-            "beyond": pooled[name],
-            "difference": None if name == base else _difference(pooled[name], pooled[base]),
-        }
-        for name in plan
-        if name in metrics
-    ]
+    rows = []
+    for name in plan.keys() & metrics.keys():
+        settings = set(plan[name]["set"])
+        simpler = [other for other in plan if set(plan[other]["set"]) < settings]
+        less = max(simpler, key=lambda other: len(plan[other]["set"]), default=base)
+        rows.append(
+            {
+                "run": name,
+                "change": [setting for setting in plan[name]["set"] if setting not in usual],
+                "accuracy": metrics[name]["accuracy"],
+                "by_size": _by_size(metrics[name]),
+                "sizes": _sizes(metrics[name]["size_limit"]),
+                "beyond": pooled[name],
+                "less": less if name != base else None,
+                "difference": _difference(pooled[name], pooled[less]) if name != base and less in pooled else None,
+            }
+        )
+    return sorted(rows, key=lambda row: list(plan).index(row["run"]))
 
 
 def _pool_beyond(own: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,8 @@ class Evaluation:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process and not kept.exists():
             self.out.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, json.dumps(settings, indent=1))
+            # Not compared: a later command may be of later code, but the first one's answers stay what they are.
+            write_whole(kept, json.dumps({**settings, "commit": read_commit()}, indent=1))
         self.accelerator.wait_for_everyone()
 
     def _answer(
@@ -311,13 +313,30 @@ class Evaluation:
             "decider": config.decider,
             "max_depth": config.max_depth,
             "size_limit": self._size_limit(),
+            "commonest_answer": {split: commonest_answer(batch) for split, batch in self.batches.items()},
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "weights_digest": digest_weights(dict(self.model.named_parameters())),
             "model_config": {name: value for name, value in config.to_diff_dict().items() if _is_plain(value)},
             "exits": {name: getattr(config, name) for name in CONFIG_OPTIONS} | self._own_options(),
             "versions": {name: importlib.metadata.version(name) for name in names},
-            "commit": read_commit(),
+            "commit": self._read_begun()["commit"],
         }
+
+    def _read_begun(self) -> dict[str, Any]:
+        """What the command kept when it began, for the command that goes on; before 2026-11-26 that was no commit."""
+        return {"commit": read_commit(), **json.loads((self.out / "arguments.json").read_text())}
+
+
+def commonest_answer(batch: Batch) -> float:
+    """The share of rows whose own answer is the commonest one: the accuracy of who always gives that."""
+    answers = Counter(batch.tokens[start:end].tobytes() for start, end in _answer_spans(batch))
+    return answers.most_common(1)[0][1] / len(batch)
+
+
+def _answer_spans(batch: Batch) -> Iterator[tuple[int, int]]:
+    """Where in `tokens` each answer begins and ends."""
+    for row in range(len(batch)):
+        yield int(batch.offsets[row] + batch.answer_start[row]), int(batch.offsets[row + 1])
 
 
 def _describe_control(

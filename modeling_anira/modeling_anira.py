@@ -319,7 +319,7 @@ class AniraLayer(GradientCheckpointingLayer):
 
 
 class InputInjection(nn.Module):
-    """How h^(0) enters each iteration: not at all (nothing known of the paper shows another), added, or concatenated through an adapter."""
+    """How h^(0) enters each iteration: not at all (as in what is known of the paper), added, or through an adapter."""
 
     def __init__(self, config: AniraConfig) -> None:
         super().__init__()

@@ -174,50 +174,69 @@ def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_
     )
 
 
+def judge_part(part, found, given=()):
+    analyses = {other: {"reason": ""} for other in ("alignment", "generalization", "dynamics")}
+    metrics = {"decider": "own", "given": dict.fromkeys(given), "size_limit": 8, "analyses": {**analyses, part: found}}
+    return claims.judge("it", metrics)[list(analyses).index(part)].holds
+
+
 @pytest.mark.parametrize("rule", ["end", "distance"])
 def test_a_correlation_by_place_alone_is_seen_for_what_it_is(rule):
     """A rule that stops early at the end of every answer, whatever it holds, correlates with size by its length.
 
     One that counts down to the end once had a yes, as places more than three tokens from both ends were taken for one.
     """
-    lengths = np.random.default_rng(0).integers(2, 9, 200)
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(2, 9, 2000)
+    lengths = sizes + rng.integers(0, 3, 2000)
     rows = [
         {
             "example": number,
-            "exit_depth": float(length - place) if rule == "distance" else 6.0 - 2 * (place == length - 1),
+            "exit_depth": float(length - place) if rule == "distance" else 6.0 - 4 * (place == length - 1),
+            "is_answer": True,
         }
         for number, length in enumerate(lengths)
         for place in range(length)
     ]
-    answers = pd.DataFrame(rows)
+    tokens = pd.DataFrame(rows)
+    tokens["exit_depth"] += rng.normal(0, 0.01, len(tokens))
     for name in measures.DEPTHS[1:]:
-        answers[name] = answers["exit_depth"]
-    answers["size"] = answers["difficulty"] = answers["token_difficulty"] = answers["example"].map(
-        dict(enumerate(lengths))
-    )
-    answers["correct"] = True
-    examples = pd.DataFrame({"example": range(200), "size": lengths, "difficulty": lengths, "correct": True})
+        tokens[name] = tokens["exit_depth"]
+    tokens["size"] = tokens["difficulty"] = tokens["token_difficulty"] = tokens["example"].map(dict(enumerate(sizes)))
+    tokens["correct"] = True
+    examples = pd.DataFrame({"example": range(2000), "size": sizes, "difficulty": sizes, "correct": True})
+    examples["text"] = "<bos> <ans> 1 <eos>"
     arguments = run.EvaluationArguments("", "", "", "", resamples=20)
-    found = measures.measure_alignment(measures.add_places(answers), examples, arguments)
-    value, place = (found[unit]["exit_depth"]["correct"]["size"] for unit in ("per_example", "same_place"))
-    assert value["value"] > 0.95
-    assert place["value"] > 0.95
-    assert (found["but_end"]["exit_depth"]["correct"]["size"]["value"] is None) == (rule == "end")
-    assert (
-        claims.judge(
-            "it",
-            {
-                "decider": "online",
-                "given": {},
-                "size_limit": 8,
-                "analyses": {
-                    part: found if part == "alignment" else {"reason": ""}
-                    for part in ("alignment", "generalization", "dynamics", "decision_timing")
-                },
-            },
-        )[0].holds
-        == "no"
-    )
+    found = measures.measure_alignment(measures.add_places(tokens, examples), examples, arguments)
+    correlation = found["per_example"]["exit_depth"]["correct"]
+    assert correlation["size"]["value"] > 0.9
+    assert abs(correlation["size given length"]["value"]) < 0.1
+    assert (abs(found["but_end"]["exit_depth"]["correct"]["size"]["value"]) < 0.1) == (rule == "end")
+    assert judge_part("alignment", found) == "no"
+
+
+@pytest.mark.parametrize(
+    ("value", "beside", "holds"),
+    [
+        ((0.8, 0.7, 0.9), (0.5, 0.4, 0.6), "yes"),
+        ((0.4, 0.3, 0.5), (0.3, 0.2, 0.4), "partly"),
+        ((0.15, 0.11, 0.19), (0.3, 0.2, 0.4), "no"),
+        ((0.8, 0.7, 0.9), (0.0, -0.05, 0.05), "no"),
+        ((0.8, 0.1, 0.95), (0.5, 0.4, 0.6), "unknown"),
+        ((0.8, 0.7, 0.9), (0.5, -0.2, 0.8), "unknown"),
+        ((0.15, 0.02, 0.28), (0.3, 0.2, 0.4), "unknown"),
+        ((0.8, 0.7, 0.9), (0.5, None, None), "unknown"),
+        ((None, None, None), (None, None, None), "unknown"),
+    ],
+)
+def test_what_few_rows_leave_open_is_unknown(value, beside, holds):
+    """Twenty rows once gave a "no" at a correlation of 0.9, as intervals overlapped; a missing one gave a "yes"."""
+    value, beside = (dict(zip(("value", "low", "high"), own, strict=True)) for own in (value, beside))
+    names = ("size", "size balanced", "size given length")
+    own = {"exit_depth": {"correct": dict(zip(names, (value, value, beside), strict=True))}}
+    assert judge_part("alignment", {"per_example": own, "but_end": own}) == holds
+    token = {"exit_depth": {"correct": {"difficulty": value, "difficulty given cell": beside}}}
+    assert judge_part("alignment", {"per_token": token}, given=["kl"]) == holds
 
 
 def test_mean_depth_by_place():
@@ -230,16 +249,53 @@ def test_mean_depth_by_place():
     ]
     rows += [{"example": number, "is_answer": False, "exit_depth": 2.0} for number in range(20)]
     tokens = pd.DataFrame(rows)
-    found = measures.measure_places(tokens, measures.add_places(tokens[tokens["is_answer"]]))
+    examples = pd.DataFrame({"example": range(20), "text": "<bos> <ans> 1 <eos>"})
+    found = measures.measure_places(tokens, measures.add_places(tokens, examples))
     means = {place: own["value"] for place, own in found.items()}
     assert means == {"prompt": 2.0, "first": 6.0, "middle": 3.5, "end": 1.0, "but_end": 19 / 4}
     assert found["prompt"]["low"] == found["prompt"]["high"] == 2.0
     assert found["first"]["low"] < 6 < found["first"]["high"]
 
     alone = tokens[tokens["example"] == 1]
-    found = measures.measure_places(alone, measures.add_places(alone[alone["is_answer"]]))
+    found = measures.measure_places(alone, measures.add_places(alone, examples))
     assert found["middle"]["value"] is None
     assert found["middle"]["reason"]
+
+    # An answer that was cut has no end; one that is its end alone has nothing else.
+    found = measures.measure_places(tokens, measures.add_places(tokens, examples.assign(text="<bos> <ans> 1")))
+    assert found["end"]["value"] is None
+    assert found["but_end"]["value"] == 21 / 6
+    single = alone.drop_duplicates("is_answer")
+    found = measures.measure_places(single, measures.add_places(single, examples))
+    assert found["end"]["value"] == 7.0
+    assert found["but_end"]["value"] is None
+
+
+def test_depth_beyond_training_is_that_without_the_end():
+    """Beyond training answers got shorter, or had no end: means with it fell where the rest rose, or the reverse.
+
+    Two verdicts were published of that. Here the answer takes 3 within and 5 beyond, its end 1; half of those beyond
+    have no end, but 4.
+    """
+    texts = {3: "<bos> <ans> 1 2 <eos>", 9: "<bos> <ans> 1 <eos>", 10: "<bos> <ans> 1"}
+    depths = {3: [3, 3, 1], 9: [5, 1], 10: [5, 4]}
+    examples = pd.DataFrame(
+        [{"example": number, "size": size, "correct": size == 3} for number, size in enumerate([3, 9, 10] * 10)]
+    )
+    examples["text"] = examples["size"].map(texts)
+    tokens = pd.DataFrame(
+        [
+            {"example": number, "is_answer": True, "exit_depth": float(depth)}
+            for number, size in enumerate(examples["size"])
+            for depth in depths[size]
+        ]
+    )
+    found = measures.measure_generalization({"test": (tokens, examples)}, 8, sampled=False)
+    assert [row["depth"] for row in found["by_size"]] == [3.0, 5.0, 4.5]
+    assert found["beyond"]["depth_beyond"] == 4.75
+    assert found["beyond_ended"]["depth_beyond"] == 5.0
+    assert found["beyond"]["depth_slope"]["value"] == pytest.approx(-0.5)
+    assert measures.measure_generalization({"test": (tokens, examples)}, 8, sampled=True)["beyond"]["verdict"] is None
 
 
 @pytest.mark.parametrize(("decider", "findings"), [("fixed", 0), ("online", 4), ("of-my-own", 3)])
@@ -307,12 +363,6 @@ def test_a_decision_is_timed_by_what_all_regressions_say():
     assert judge_timing("online", state, state, state, around(0.04, 0.001)) == "unknown"
 
 
-def judge_part(part, found):
-    analyses = {other: {"reason": ""} for other in ("alignment", "generalization", "dynamics")}
-    metrics = {"decider": "own", "given": {}, "size_limit": 8, "analyses": {**analyses, part: found}}
-    return claims.judge("it", metrics)[list(analyses).index(part)].holds
-
-
 @pytest.mark.parametrize(
     ("change", "slope", "holds"),
     [
@@ -337,24 +387,32 @@ def test_depth_that_falls_beyond_the_training_sizes_does_not_keep_rising(change,
         "depth_change": around(change),
         "depth_slope": around(slope, 0.005),
     }
-    by_size = [{"size": size} for size in range(6, 13)]
-    assert judge_part("generalization", {"beyond": beyond, "by_size": by_size}) == holds
+    found = {"beyond": beyond, "by_size": [{"size": size} for size in range(6, 13)]}
+    assert judge_part("generalization", found) == holds
+    assert judge_part("generalization", {**found, "beyond_ended": beyond}) == holds
+    # Where answers that end say another thing, nothing is sure.
+    other = {**beyond, "depth_slope": around(-0.1 if slope > 0 and change > 0 else 0.1), "depth_change": around(0.5)}
+    assert judge_part("generalization", {**found, "beyond_ended": other}) == "unknown"
+    assert judge_part("generalization", {**found, "beyond_ended": {"verdict": None, "reason": ""}}) == holds
 
 
 @pytest.mark.parametrize(
     ("phases", "changes", "holds"),
     [
         ("rise, then fall", [0.8, 0.0], "yes"),
-        ("flat, then fall", [0.8, 0.0], "partly"),
-        ("rise, then fall", [0.8, 0.1], "no"),
-        ("fall", [0.8], "unknown"),
-        ("fall", [0.0], "partly"),
+        ("rise, then fall", [0.7, 0.1], "yes"),
+        ("fall", [0.8, 0.0], "partly"),
+        ("rise, then fall", [0.1, 0.7], "no"),
+        ("fall", [0.0, 0.8], "no"),
+        ("fall", [0.9, -0.2], "no"),
+        ("rise", [0.9], "no"),
+        ("none", [0.9], "no"),
     ],
 )
 def test_a_fall_that_goes_with_learning_is_no_second_phase(phases, changes, holds):
-    """Once "no" where no turn was found, though a curve was flat and then fell, in too few points to be sure."""
-    turn = {"value": 5.0, "low": 4.0, "high": 6.0} if len(changes) == 2 else None
-    assert judge_part("dynamics", {"phases": phases, "turn": turn, "accuracy_change": changes}) == holds
+    turn = 5.0 if len(changes) == 2 else None
+    found = {"phases": phases, "rise": 1.0, "fall": 2.0, "turn": turn, "accuracy_change": changes}
+    assert judge_part("dynamics", found) == holds
 
 
 def test_metrics_say_what_they_depend_on_and_have_no_nan(evaluated):

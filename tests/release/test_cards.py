@@ -94,7 +94,8 @@ def test_the_card_says_what_was_measured(checkpoint):
     assert f"beyond, {beyond['accuracy_beyond']:.3f} at {beyond['depth_beyond']:.2f}" in " ".join(card.split())
     aligned = metrics["analyses"]["alignment"]["per_example"]["exit_depth"]["all"]
     row = " | ".join(
-        show(aligned[name], 2) for name in ("size", "size balanced", "difficulty", "difficulty given size")
+        show(aligned[name], 2)
+        for name in ("size", "size balanced", "size given length", "difficulty", "difficulty given size")
     )
     assert f"| mean over the answer | all | {row} |" in card
     for point in metrics["controls"]:

@@ -1,20 +1,25 @@
 """Two phases of training: depth rises while the task is learnt, then falls at equal accuracy (ANIRA section 6.3)."""
 
+import itertools
 from typing import Any
 
 import numpy as np
-import statsmodels.api as sm
-from scipy import stats
+from scipy.optimize import isotonic_regression
 
-# A slope counts, and two lines are better than one, at this level.
-_LEVEL = 0.01
-# Points that each phase must have: so many, and this share of all.
-_LEAST = 4
-_LEAST_SHARE = 0.1
+_LEAST_POINTS = 9
+# A rise or fall counts if it is as large, in iterations, and as many times the scatter about the fitted curve. Noise
+# whose neighbouring points are alike, as those of training are, seldom reaches it (a test draws some).
+_LEAST_CHANGE = 0.25
+_LEAST_OVER_SCATTER = 10.0
+# Where so much of the fall is done, depth has turned.
+_TURNED = 0.1
 
 
 def find_phases(steps: list[float], depth: list[float], accuracy: list[float] | None = None) -> dict[str, Any]:
-    """Fits one line, and two that meet at a turn, to mean depth over training steps.
+    """How far mean depth rises to its highest and falls from it, by the curve with one peak that fits it best.
+
+    The curve is of least squares among all that rise, if at all, up to some step and fall, if at all, after it,
+    whatever their shape.
 
     Args:
         steps: Ascending steps of the log.
@@ -22,74 +27,57 @@ def find_phases(steps: list[float], depth: list[float], accuracy: list[float] | 
         accuracy: Accuracy at each, if known.
 
     Returns:
-        `phases`: "rise, then fall" (the paper's two), "fall", "rise", "none", or a pair of "rise", "flat", "fall"; None
-        if nothing can be said. `turn`: the step at which the lines meet, with `low` and `high`, steps whose fit is not
-        worse (F, 95 %), or None. `slopes`: iterations per 1,000 steps of each phase. `accuracy_change`: that of each
-        phase, from its first to its last point. `reason`.
+        `phases`: "rise, then fall" (the paper's two), "fall", "rise", "none"; None if nothing can be said. `rise`,
+        `fall`: iterations from the first point up to the peak, and from there down to the last; `scatter`: standard
+        deviation of the points about the curve. `turn`: where depth falls, the last step before a tenth of the fall is
+        done; else None. `accuracy_change`: up to the turn, and from it; without a turn that of the whole. `reason`.
     """
-    t, y = np.asarray(steps, float), np.asarray(depth, float)
-    if len(t) < 2 * _LEAST + 1:
-        return _nothing(f"{len(t)} points; at least {2 * _LEAST + 1} are needed")
+    y = np.asarray(depth, float)
+    if len(y) < _LEAST_POINTS:
+        return _nothing(f"{len(y)} points; at least {_LEAST_POINTS} are needed")
     if np.ptp(y) < 1e-9:
         return _nothing("depth is constant")
-    line = _fit(t, y, None)
-    least = max(_LEAST, round(_LEAST_SHARE * len(t)))
-    knots = t[least:-least]
-    fits = [_fit(t, y, knot) for knot in knots]
-    errors = np.array([fit.ssr for fit in fits])
-    best = int(errors.argmin())
-    # Neighbouring steps are alike: so many independent points the curve is worth.
-    residuals = np.asarray(fits[best].resid)
-    alike = 0.0
-    if np.ptp(residuals) > 1e-9 * np.ptp(y):
-        alike = min(max(float(np.corrcoef(residuals[1:], residuals[:-1])[0, 1]), 0.0), 0.99)
-    worth = len(t) * (1 - alike) / (1 + alike)
-    # Two lines have two numbers more than one: a slope, and where they meet.
-    freedom = worth - 4
-    if freedom < 1:
-        return _nothing("neighbouring steps are too alike to tell a turn from drift")
-    gain = (line.ssr - errors[best]) / 2 / max(errors[best] / freedom, 1e-12)
-    fit, turn, place = fits[best], float(knots[best]), least + best
-    second = fit.t_test([0, 1, 1])
-    slopes = [float(fit.params[1]), float(np.squeeze(second.effect))]
-    directions = [_direction(slopes[0], fit.pvalues[1]), _direction(slopes[1], float(np.squeeze(second.pvalue)))]
-    # The turn was chosen among many, each of which had its chance to look good (Bonferroni).
-    if stats.f.sf(gain, 2, freedom) * len(knots) > _LEVEL or directions[0] == directions[1]:
-        direction = _direction(line.params[1], line.pvalues[1])
-        return {
-            "phases": "none" if direction == "flat" else direction,
-            "turn": None,
-            "slopes": [float(line.params[1]) * 1000],
-            "accuracy_change": _changes(accuracy, [(0, len(t) - 1)]),
-            "reason": "two lines are not better than one, or go the same way",
-        }
-    limit = errors[best] * (1 + stats.f.ppf(0.95, 1, freedom) / freedom)
-    near = knots[errors <= limit]
+    curve = fit_peak(y)
+    levels = 1 + int((np.abs(np.diff(curve)) > 1e-12).sum())
+    scatter = float(np.sqrt(((y - curve) ** 2).sum() / max(1, len(y) - levels)))
+    rise, fall = float(curve.max() - curve[0]), float(curve.max() - curve[-1])
+    least = max(_LEAST_CHANGE, _LEAST_OVER_SCATTER * scatter)
+    seen = [name for name, change in (("rise", rise), ("fall", fall)) if change >= least]
+    turn = None
+    if "fall" in seen:
+        turn = int(np.flatnonzero(curve > curve.max() - _TURNED * fall)[-1])
     return {
-        "phases": ", then ".join(directions),
-        "turn": {"value": turn, "low": float(near.min()), "high": float(near.max())},
-        "slopes": [slope * 1000 for slope in slopes],
-        "accuracy_change": _changes(accuracy, [(0, place), (place, len(t) - 1)]),
-        "reason": "",
+        "phases": ", then ".join(seen) or "none",
+        "rise": rise,
+        "fall": fall,
+        "scatter": scatter,
+        "turn": None if turn is None else float(steps[turn]),
+        "accuracy_change": _changes(accuracy, [0, len(y) - 1] if turn is None else [0, turn, len(y) - 1]),
+        "reason": ""
+        if seen
+        else f"rise and fall are below {least:.2f} iterations, as noise of such a scatter would be",
     }
 
 
-def _fit(t: np.ndarray, y: np.ndarray, knot: float | None) -> Any:
-    """Least squares of y on a line, or on two that meet at `knot`; allows for errors alike at neighbouring steps."""
-    columns = [np.ones_like(t), t - t[0]] + ([] if knot is None else [np.maximum(0, t - knot)])
-    lags = int(4 * (len(t) / 100) ** (2 / 9))
-    return sm.OLS(y, np.column_stack(columns)).fit(cov_type="HAC", cov_kwds={"maxlags": lags})
+def fit_peak(y: np.ndarray) -> np.ndarray:
+    """(n,) -> (n,): the curve of least squares that never falls before some point, and never rises after it."""
+    curves = [
+        np.concatenate([_isotonic(y[:peak], rising=True), _isotonic(y[peak:], rising=False)])
+        for peak in range(len(y) + 1)
+    ]
+    return min(curves, key=lambda curve: float(((y - curve) ** 2).sum()))
 
 
-def _direction(slope: float, p_value: float) -> str:
-    if not np.isfinite(p_value) or p_value > _LEVEL:
-        return "flat"
-    return "rise" if slope > 0 else "fall"
+def _isotonic(y: np.ndarray, rising: bool) -> np.ndarray:
+    return isotonic_regression(y, increasing=rising).x if len(y) else y
 
 
-def _changes(accuracy: list[float] | None, phases: list[tuple[int, int]]) -> list[float] | None:
-    return None if accuracy is None else [float(accuracy[end] - accuracy[start]) for start, end in phases]
+def _changes(accuracy: list[float] | None, ends: list[int]) -> list[float] | None:
+    if accuracy is None:
+        return None
+    return [float(accuracy[end] - accuracy[start]) for start, end in itertools.pairwise(ends)]
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    return {"phases": None, "turn": None, "slopes": [], "accuracy_change": None, "reason": reason}
+    nothing = dict.fromkeys(("phases", "rise", "fall", "scatter", "turn", "accuracy_change"))
+    return {**nothing, "reason": reason}

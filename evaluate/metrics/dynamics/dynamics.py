@@ -16,8 +16,9 @@ Args:
     accuracy: accuracy at each step.
 
 Returns:
-    `phases` ("rise, then fall", "fall", "none", ...), `turn` (value, low, high) or None, `slopes` in iterations per
-    1,000 steps, `accuracy_change` in each phase, and a `reason` where nothing can be said.
+    `phases` ("rise, then fall", "fall", "rise" or "none"), `rise` to the peak and `fall` from it in iterations, their
+    `scatter`, `turn` (the step from which depth falls) or None, `accuracy_change` up to the turn and from it, and a
+    `reason` where nothing can be said.
 
 Example:
     >>> metric = evaluate.load("evaluate/metrics/dynamics")

@@ -12,14 +12,14 @@ def by_size(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Accuracy (with Wilson's 95 % interval) and mean depth (with a bootstrap's, over examples) at every size.
 
     Args:
-        table: One row an example: `size`, `correct`, `depth` (its mean depth, in iterations).
+        table: One row an example: `size`, `correct`, `depth` (its mean depth, in iterations; NaN where it has none).
     """
     rows = []
     for size, group in table.groupby("size"):
         right, count = int(group["correct"].sum()), len(group)
         low, high = proportion_confint(right, count, method="wilson")
-        depth_low, depth_high = _mean_interval(group["depth"].to_numpy(float))
-        depth = float(group["depth"].mean())
+        depths = group["depth"].dropna().to_numpy(float)
+        depth_low, depth_high = _mean_interval(depths)
         rows.append(
             {
                 "size": int(size),
@@ -27,7 +27,7 @@ def by_size(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "accuracy": right / count,
                 "accuracy_low": float(low),
                 "accuracy_high": float(high),
-                "depth": depth,
+                "depth": float(depths.mean()) if len(depths) else None,
                 "depth_low": depth_low,
                 "depth_high": depth_high,
             }
@@ -49,12 +49,14 @@ def beyond_training(table: pd.DataFrame, limit: int) -> dict[str, Any]:
     """
     within, beyond = table[table["size"] <= limit], table[table["size"] > limit]
     for side, rows in (("within", within), ("beyond", beyond)):
-        if len(rows) < 2:
-            reason = f"{len(rows)} examples {side} the limit"
+        count = int(rows["depth"].notna().sum())
+        if count < 2:
+            reason = f"{count} examples {side} the limit"
             return {"accuracy_change": None, "depth_change": None, "verdict": None, "reason": reason}
     counts = [int(beyond["correct"].sum()), len(beyond), int(within["correct"].sum()), len(within)]
     low, high = confint_proportions_2indep(*counts, compare="diff", method="newcomb")
     accuracy = {"value": counts[0] / counts[1] - counts[2] / counts[3], "low": float(low), "high": float(high)}
+    within, beyond = (side.dropna(subset=["depth"]) for side in (within, beyond))
     depth = _mean_change(within["depth"].to_numpy(float), beyond["depth"].to_numpy(float))
     return {
         "accuracy_within": counts[2] / counts[3],
