@@ -86,7 +86,7 @@ benchmark: setup
 build/tasks: | setup
 	$(BIN)/python datasets_scripts/build.py --out $@ --tasks mano-mini brevo-mini lano-mini --rows 20000
 
-# Trains and evaluates all mini runs; what is finished is not done again. A run trains five to sixty minutes on one core, and
+# Trains and evaluates all mini runs; what is finished is not done again. A run trains five to eighty minutes on one core, and
 # an evaluation with controls takes up to twenty.
 mini: setup build/tasks
 	$(BIN)/python release/experiments.py --plan release/mini.yaml --out build/mini

@@ -47,12 +47,17 @@ def assemble(arguments: AssembleArguments) -> list[Path]:
     checkpoints = [Path(folder) for folder in arguments.checkpoints] or found
     if not checkpoints:
         raise ReleaseError("There is no checkpoint in checkpoints/; name folders with --checkpoints.")
-    for checkpoint in checkpoints:
-        read_checkpoint(checkpoint)
+    tasks = {read_checkpoint(checkpoint).metrics["config"] for checkpoint in checkpoints}
     if not (dataset / RECORD).is_file():
         raise ReleaseError(
             f"`dataset` is {dataset}, which is no built dataset; "
             f"`python datasets_scripts/build.py --out {dataset}` writes it."
+        )
+    missing = sorted(tasks - json.loads((dataset / RECORD).read_text())["configs"].keys())
+    if missing:
+        raise ReleaseError(
+            f"`dataset` is {dataset}, which lacks {', '.join(missing)}, on which checkpoints were evaluated; build one "
+            "of all tasks in another folder."
         )
     metrics = sorted(path.parent for path in (ROOT / "evaluate" / "metrics").glob("*/README.md"))
     return [

@@ -82,6 +82,17 @@ def test_what_is_missing_is_said_before_anything_is_written(checkpoint, dataset,
     assert not out.exists()
 
 
+def test_a_dataset_without_the_task_of_a_checkpoint_is_refused(checkpoint, dataset, tmp_path):
+    """A card's command built one task where the house's commands keep all, and a repo of that one would have gone up."""
+    lacking = shutil.copytree(dataset, tmp_path / "tasks")
+    record = json.loads((lacking / "generation.json").read_text())
+    record["configs"] = {"brevo-mini": record["configs"].pop(CONFIG)}
+    (lacking / "generation.json").write_text(json.dumps(record))
+    with pytest.raises(ReleaseError, match=f"lacks {CONFIG}"):
+        assemble.assemble(assemble.AssembleArguments(str(tmp_path / "hub"), [str(checkpoint)], str(lacking), OWNER))
+    assert not (tmp_path / "hub").exists()
+
+
 @pytest.mark.parametrize("says", [True, False])
 def test_weights_that_were_not_evaluated_are_refused_and_the_old_repo_stays(says, assembled, checkpoint, tmp_path):
     """Also beside metrics of an older evaluation, which do not say which weights they are of."""
