@@ -72,10 +72,15 @@ def make_problems(level: str, rows: int, seed: int) -> Dataset:
 
 
 def load_problems(source: str, level: str, rows: int, seed: int) -> Dataset:
-    """Problems of a level, our own or of a dataset with configs main, p1 and p2."""
+    """Problems of a level, our own or of a dataset with configs main, p1 and p2: then taken at equal distances.
+
+    Rows of one template, which have one `id`, stand side by side in such a dataset.
+    """
     if source == "templates":
         return make_problems(level, rows, seed)
-    return load_dataset(source, level, split=f"test[:{rows}]")
+    problems = load_dataset(source, level, split="test")
+    count = min(rows, len(problems))
+    return problems.select(np.arange(count) * len(problems) // max(1, count))
 
 
 def make_prompt(question: str) -> str:
@@ -95,7 +100,10 @@ def read_number(answer: str) -> str | None:
 
 @torch.no_grad()
 def answer_problems(model: Any, tokenizer: Any, problems: Dataset, arguments: WordProblemArguments) -> pd.DataFrame:
-    """One row a problem: `correct`, `depth` (mean over the answer), `depth_all`, `num_tokens`, and what was written."""
+    """One row a problem: `correct`, `depth` (mean over the answer), `depth_all`, `num_tokens`, and what was written.
+
+    `example` is its template: another problem of that is no independent evidence.
+    """
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         raise ValueError("The tokenizer has no pad token, which a batch needs.")
@@ -111,12 +119,13 @@ def answer_problems(model: Any, tokenizer: Any, problems: Dataset, arguments: Wo
             return_dict_in_generate=True,
         )
         width = batch["input_ids"].shape[1]
-        for place, answer in enumerate(part["answer"]):
+        for place, (answer, template) in enumerate(zip(part["answer"], part["id"], strict=True)):
             written = tokenizer.decode(output.sequences[place, width:], skip_special_tokens=True)
             depths = output.exit_depths[place].cpu().numpy()
             at_answer, run = depths[width - 1 :], depths[depths > 0]
             rows.append(
                 {
+                    "example": template,
                     "correct": read_number(written) is not None and read_number(written) == read_number(answer),
                     "depth": float(at_answer[at_answer > 0].mean()),
                     "depth_all": float(run.mean()),
@@ -160,7 +169,6 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"word_problems.py: {error}")
     table = pd.concat(parts, ignore_index=True)
-    table["example"] = np.arange(len(table))
     figures = without_nan(
         {"source": arguments.source, "model": arguments.model, **measure_levels(table, arguments.seed)}
     )

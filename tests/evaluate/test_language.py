@@ -84,7 +84,9 @@ def test_a_planted_effect_of_the_level_is_found_and_none_where_there_is_none():
 def test_the_command_runs_on_problems_of_our_own_and_on_a_dataset_of_that_layout(folder, tmp_path):
     for level in LEVELS:
         (tmp_path / "symbolic" / level).mkdir(parents=True)
-        make_problems(level, 12, 3).to_parquet(tmp_path / "symbolic" / level / "test.parquet")
+        problems = make_problems(level, 24, 3).to_pandas()
+        # Four instances of each template side by side, as in GSM-Symbolic: the first rows were once of a few.
+        problems.assign(id=problems["id"] // 4).to_parquet(tmp_path / "symbolic" / level / "test.parquet")
     configs = [
         {"config_name": level, "data_files": [{"split": "test", "path": f"{level}/test.parquet"}]} for level in LEVELS
     ]
@@ -107,6 +109,7 @@ def test_the_command_runs_on_problems_of_our_own_and_on_a_dataset_of_that_layout
         table = pd.read_parquet(tmp_path / "out" / "problems.parquet")
         assert len(table) == 36
         assert (table["num_tokens"] > 20).all()
+        assert table["example"].nunique() == (12 if source == "templates" else 6)
 
 
 def test_a_tokenizer_that_cannot_pad_is_refused(folder):

@@ -83,7 +83,7 @@ def test_what_is_missing_is_said_before_anything_is_written(checkpoint, dataset,
 
 
 def test_a_dataset_without_the_task_of_a_checkpoint_is_refused(checkpoint, dataset, tmp_path):
-    """A card's command built one task where the house's commands keep all, and a repo of that one would have gone up."""
+    """A card's command built one task where others keep all, and a dataset repo of that one would have gone up."""
     lacking = shutil.copytree(dataset, tmp_path / "tasks")
     record = json.loads((lacking / "generation.json").read_text())
     record["configs"] = {"brevo-mini": record["configs"].pop(CONFIG)}
