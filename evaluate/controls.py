@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from examples import spread
 from passes import Depths, run_examples
 
 from datasets_scripts import Batch, Task
@@ -122,9 +123,9 @@ def matched_stability(model: Any, task: Task, batch: Batch, mean_depth: float, b
     return with_stability(model, (low * high) ** 0.5)
 
 
-def rows_for_threshold(batch: Batch) -> range:
-    """The examples on which the threshold is found: the first of the batch, not too many."""
-    return range(min(len(batch), _ROWS_FOR_THRESHOLD))
+def rows_for_threshold(batch: Batch) -> np.ndarray:
+    """The examples on which the threshold is found: not too many of the batch."""
+    return spread(_ROWS_FOR_THRESHOLD, len(batch))
 
 
 def histogram(tokens: pd.DataFrame) -> dict[str, list[int]]:

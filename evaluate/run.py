@@ -37,7 +37,7 @@ from controls import (
     oracle,
     rows_for_threshold,
 )
-from examples import EvaluationError, load_examples, open_task, take
+from examples import EvaluationError, load_examples, open_task, spread, take
 from loading import check_tokenizer, digest_weights, load_model
 from measures import mean_depth, measure
 from passes import AGAINST_EXACT, Depths, run_examples, run_given
@@ -71,7 +71,7 @@ class EvaluationArguments:
     splits: list[str] = field(
         default_factory=lambda: ["test", "extrapolation"], metadata={"help": "Splits to answer; the first is analysed."}
     )
-    rows: int = field(default=0, metadata={"help": "Rows of each split; 0 for all."})
+    rows: int = field(default=0, metadata={"help": "Rows of each split, at equal distances; 0 for all."})
     controls: bool = field(default=True, metadata={"help": "Whether to run the controls at equal mean depth."})
     sweep_rows: int = field(
         default=500, metadata={"help": "Rows on which exit_quantile and max_depth are swept; 0 leaves that out."}
@@ -184,11 +184,14 @@ class Evaluation:
         self.accelerator.wait_for_everyone()
 
     def _answer(
-        self, split: str, depths: Depths, model: Any, rows: int | None = None
+        self, split: str, depths: Depths, model: Any, batch: Batch | None = None
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(token table, example table) of a split with these depths; parts that are there are not run again."""
-        batch = self.batches[split]
-        count = len(batch) if rows is None else min(rows, len(batch))
+        """(token table, example table) of a split with these depths; parts that are there are not run again.
+
+        `batch`: some of its examples, where not all are answered; `depths` is then named for them.
+        """
+        batch = self.batches[split] if batch is None else batch
+        count = len(batch)
         parts = range(0, count, self.arguments.part_rows)
         shown = self.accelerator.is_local_main_process
         progress = tqdm(parts, f"{split}, {depths.name}", leave=False, disable=not shown, unit="part")
@@ -255,6 +258,7 @@ class Evaluation:
         rows = self.arguments.sweep_rows
         if not rows:
             return []
+        batch = take(self.batches[split], spread(rows, len(self.batches[split])))
         config, own = self.model.config, self._own_options()
         least = own.get("min_depth", config.min_depth)
         settings: list[dict[str, Any]] = [{"max_depth": depth} for depth in range(least, config.max_depth + 1)]
@@ -263,8 +267,9 @@ class Evaluation:
         found = []
         for options in settings:
             ((name, value),) = options.items()
-            depths = Depths(f"{name}-{value}-{rows}-rows", options)
-            tokens, examples = self._answer(split, depths, self.model, rows)
+            # Until 2026-11-26 the first rows were taken, in parts of another name.
+            depths = Depths(f"{name}-{value}-{rows}-spread-rows", options)
+            tokens, examples = self._answer(split, depths, self.model, batch)
             found.append(
                 {
                     "setting": name,

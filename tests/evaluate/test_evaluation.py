@@ -20,7 +20,7 @@ import run
 import torch
 from cases import task_model
 from controls import matched_random, matched_stability, oracle, with_stability
-from examples import EvaluationError, load_examples, open_task
+from examples import EvaluationError, load_examples, open_task, spread, take
 from figures import Run, put_legend
 from passes import Depths, run_examples, run_given
 from scipy import stats
@@ -237,6 +237,28 @@ def test_what_few_rows_leave_open_is_unknown(value, beside, holds):
     assert judge_part("alignment", {"per_example": own, "but_end": own}) == holds
     token = {"exit_depth": {"correct": {"difficulty": value, "difficulty given cell": beside}}}
     assert judge_part("alignment", {"per_token": token}, given=["kl"]) == holds
+
+
+def test_fewer_rows_are_of_the_whole_split(data):
+    """The first rows are not: no instance occurs twice, so small sizes run out early. Sweeps had 8 times their share."""
+    every = load_examples(str(data), "brevo-mini", "test", 0)
+    some = load_examples(str(data), "brevo-mini", "test", 20)
+    assert len(every) == 60
+    assert len(some) == 20
+    for batch in (some, take(every, spread(20, 60))):
+        for place, row in enumerate(range(0, 60, 3)):
+            own, whole = (
+                from_batch.tokens[from_batch.offsets[at] : from_batch.offsets[at + 1]].tolist()
+                for from_batch, at in ((batch, place), (every, row))
+            )
+            assert own == whole
+            assert (batch.size[place], batch.answer_start[place]) == (every.size[row], every.answer_start[row])
+        assert int(batch.offsets[-1]) == len(batch.tokens)
+        for name, values in batch.derived.items():
+            assert len(values) == len(batch.tokens), name
+    assert spread(5, 3).tolist() == [0, 1, 2]
+    assert spread(3, 10).tolist() == [0, 3, 6]
+    assert len(take(every, spread(0, 60))) == 0
 
 
 def test_mean_depth_by_place():
