@@ -50,7 +50,9 @@ def judge(name: str, metrics: dict[str, Any]) -> list[Claim]:
     sampled = "kl" in metrics["given"]
     findings: dict[str, Callable[[str, dict[str, Any]], Claim]] = {
         "alignment": _token_alignment if sampled else _alignment,
-        **({} if sampled else {"generalization": partial(_generalization, metrics["size_limit"])}),
+        **(
+            {} if sampled else {"generalization": partial(_generalization, metrics["size_limit"], metrics["max_depth"])}
+        ),
         "dynamics": _phases,
     }
     if decider in ("early", "online"):
@@ -84,7 +86,7 @@ def _token_alignment(name: str, found: dict[str, Any]) -> Claim:
 
 
 def _judge_alignment(value: dict[str, Any], beside: dict[str, Any]) -> str:
-    """Holds if the correlation is as high as the paper's, and something of it is left given the place or the length.
+    """Holds if the correlation is surely as high as the paper's, and something is left given the place or the length.
 
     Not if it, or what is left, is surely hardly there; what the intervals leave open is unknown.
     """
@@ -94,31 +96,31 @@ def _judge_alignment(value: dict[str, Any], beside: dict[str, Any]) -> str:
         return "no"
     if value["low"] < _LEAST_ALIGNMENT or beside["low"] <= 0:
         return "unknown"
-    return "yes" if value["value"] >= _ALIGNMENT[0] else "partly"
+    return "yes" if value["low"] >= _ALIGNMENT[0] else "partly"
 
 
-def _generalization(limit: int, name: str, found: dict[str, Any]) -> Claim:
+def _generalization(limit: int, deepest: int, name: str, found: dict[str, Any]) -> Claim:
     """Holds if, beyond the limit, accuracy is lower by half of what it was, and depth is higher and goes on rising.
 
     Not if depth surely falls there or stays, or accuracy surely stays, to 0.05; else it is undecided. Depth must do so
-    over all answers, and over those that end, or it is undecided too.
+    without the answer's end, over all answers and over those that end, and at `<ans>`, or it is undecided too.
     """
-    beyond, ended = found["beyond"], found.get("beyond_ended", {"verdict": None})
+    parts = [found[part] for part in ("beyond", "beyond_ended", "beyond_first") if part in found]
+    beyond = parts[0]
     finding = "Beyond the training sizes accuracy falls sharply while depth keeps rising"
     if beyond["verdict"] is None:
         return Claim(finding, "no figures known", name, f"not measured: {beyond['reason']}", "unknown")
     sizes = [row["size"] for row in found["by_size"] if row["size"] > limit]
     span = max(sizes) - min(sizes)
+    across = [show(_across(part, span)) for part in parts]
     ours = (
         f"accuracy {show(beyond['accuracy_change'])}, depth without the answer's end {show(beyond['depth_change'])} "
-        "beyond against within; from the least to the largest beyond, by a line, "
-        f"{show(_across(beyond, span))}, of answers that end {show(_across(ended, span))}"
+        f"beyond against within; from the least to the largest beyond, by a line, {across[0]}"
     )
-    verdicts = {
-        _judge_beyond(beyond, own, span) for own in (beyond, ended) if own["verdict"] is not None or own is beyond
-    }
-    holds = verdicts.pop() if len(verdicts) == 1 else "unknown"
-    return Claim(finding, "no figures known", name, ours, holds)
+    if len(parts) == 3:
+        ours += f", of answers that end {across[1]}, at <ans> {across[2]}"
+    verdicts = {_judge_beyond(beyond, part, span, deepest) for part in parts}
+    return Claim(finding, "no figures known", name, ours, verdicts.pop() if len(verdicts) == 1 else "unknown")
 
 
 def _across(beyond: dict[str, Any], span: int) -> dict[str, float] | None:
@@ -127,8 +129,10 @@ def _across(beyond: dict[str, Any], span: int) -> dict[str, float] | None:
     return slope and {bound: slope[bound] * span for bound in ("value", "low", "high")}
 
 
-def _judge_beyond(whole: dict[str, Any], own: dict[str, Any], span: int) -> str:
+def _judge_beyond(whole: dict[str, Any], own: dict[str, Any], span: int, deepest: int) -> str:
     """The verdict by the accuracy of all answers, `whole`, and the depth of some, `own`."""
+    if own["verdict"] is None or own["depth_beyond"] > deepest - _LEAST_RISE:
+        return "unknown"  # nothing is known, or nothing can rise
     accuracy, depth, across = whole["accuracy_change"], own["depth_change"], _across(own, span)
     sharply = accuracy["high"] < -0.5 * whole["accuracy_within"]
     goes_on = 0 if across is None or abs(across["value"]) < _LEAST_RISE else _sign(across)
@@ -147,9 +151,10 @@ def _sign(estimate: dict[str, Any]) -> int:
 
 
 def _phases(name: str, found: dict[str, Any]) -> Claim:
-    """Holds if depth rises while most is learnt, and then falls at no loss of accuracy, to 0.05.
+    """Holds if depth rises while most is learnt, and then falls at equal accuracy, to 0.05.
 
-    Partly if it only falls so; not if it falls while most is learnt, or accuracy is lost, or it does not fall.
+    Partly if it then falls at no loss, having risen or not; not if it falls while most is learnt, or accuracy is lost,
+    or it does not fall.
     """
     finding = "Two phases: depth rises while the task is learnt, then falls at equal accuracy"
     paper = "turn near step 50,000"
@@ -166,7 +171,8 @@ def _phases(name: str, found: dict[str, Any]) -> Claim:
     learnt_first = changes[0] > max(_EQUAL_ACCURACY, changes[1])
     holds = "no"
     if learnt_first and changes[1] >= -_EQUAL_ACCURACY:
-        holds = "yes" if found["phases"] == "rise, then fall" else "partly"
+        equal = changes[1] <= _EQUAL_ACCURACY
+        holds = "yes" if found["phases"] == "rise, then fall" and equal else "partly"
     return Claim(finding, paper, name, ours, holds)
 
 

@@ -149,26 +149,33 @@ def has_end(examples: pd.DataFrame) -> pd.Series:
 
 
 def measure_generalization(tables: Tables, limit: int, sampled: bool) -> dict[str, Any]:
-    """Accuracy and depth by size, and their change beyond `limit`: of all answers, and of those that end.
+    """Accuracy and depth by size, and their change beyond `limit`.
 
-    Depth is the mean over the answer without its end, whose share grows as answers get shorter, and which is missing in
-    those that the model did not end. Where answers are sampled, size is that of what the model wrote, and no prompt
-    asks for more than training had: then nothing is said of beyond.
+    Depth is the mean over the answer without its end (`beyond`), whose share grows as answers get shorter, and which is
+    missing in those that the model did not end; of an answer that is nothing else it is the end's. `beyond_ended`: the
+    same of answers that end. `beyond_first`: depth at `<ans>` alone, which every answer has. Where answers are sampled,
+    size is that of what the model wrote, and no prompt asks for more than training had: then nothing is said of beyond.
     """
     every = pd.concat([_without_end(*both) for both in tables.values()], ignore_index=True)
     found = {"by_size": by_size(every)}
     if sampled:
         reason = "answers are sampled: their size is what the model wrote, not what was asked for"
         return {**found, "beyond": {"verdict": None, "reason": reason}}
-    ended = every[has_end(every)]
-    return {**found, "beyond": beyond_training(every, limit), "beyond_ended": beyond_training(ended, limit)}
+    parts = {
+        "beyond": every,
+        "beyond_ended": every[has_end(every)],
+        "beyond_first": every.assign(depth=every["first"]),
+    }
+    return {**found, **{name: beyond_training(rows, limit) for name, rows in parts.items()}}
 
 
 def _without_end(tokens: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
-    """The example table with `depth` over the answer without its end; NaN where that is all it is."""
+    """The example table with `depth` over the answer without its end, unless that is all it is, and at `<ans>`."""
     answers = add_places(tokens, examples)
-    depth = answers[answers["place"] != END].groupby("example")["exit_depth"].mean()
-    return examples.assign(depth=examples["example"].map(depth))
+    first = answers.groupby("example")["exit_depth"].first()
+    depth = answers[answers["place"] != END].groupby("example")["exit_depth"].mean().reindex(first.index).fillna(first)
+    own = examples["example"]
+    return examples.assign(depth=own.map(depth), first=own.map(first).astype(float))
 
 
 def measure_dynamics(log: Path | None) -> dict[str, Any]:

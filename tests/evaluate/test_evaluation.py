@@ -176,7 +176,8 @@ def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_
 
 def judge_part(part, found, given=()):
     analyses = {other: {"reason": ""} for other in ("alignment", "generalization", "dynamics")}
-    metrics = {"decider": "own", "given": dict.fromkeys(given), "size_limit": 8, "analyses": {**analyses, part: found}}
+    metrics = {"decider": "own", "given": dict.fromkeys(given), "size_limit": 8, "max_depth": 6}
+    metrics["analyses"] = {**analyses, part: found}
     return claims.judge("it", metrics)[list(analyses).index(part)].holds
 
 
@@ -222,6 +223,7 @@ def test_a_correlation_by_place_alone_is_seen_for_what_it_is(rule):
         ((0.4, 0.3, 0.5), (0.3, 0.2, 0.4), "partly"),
         ((0.15, 0.11, 0.19), (0.3, 0.2, 0.4), "no"),
         ((0.8, 0.7, 0.9), (0.0, -0.05, 0.05), "no"),
+        ((0.62, 0.55, 0.69), (0.5, 0.4, 0.6), "partly"),
         ((0.8, 0.1, 0.95), (0.5, 0.4, 0.6), "unknown"),
         ((0.8, 0.7, 0.9), (0.5, -0.2, 0.8), "unknown"),
         ((0.15, 0.02, 0.28), (0.3, 0.2, 0.4), "unknown"),
@@ -240,7 +242,7 @@ def test_what_few_rows_leave_open_is_unknown(value, beside, holds):
 
 
 def test_fewer_rows_are_of_the_whole_split(data):
-    """The first rows are not: no instance occurs twice, so small sizes run out early. Sweeps had 8 times their share."""
+    """The first rows are not: no instance occurs twice, so small sizes run out early. Sweeps had 8 times theirs."""
     every = load_examples(str(data), "brevo-mini", "test", 0)
     some = load_examples(str(data), "brevo-mini", "test", 20)
     assert len(every) == 60
@@ -291,6 +293,12 @@ def test_mean_depth_by_place():
     found = measures.measure_places(single, measures.add_places(single, examples))
     assert found["end"]["value"] == 7.0
     assert found["but_end"]["value"] is None
+    assert (
+        measures.measure_generalization(
+            {"test": (single, examples.query("example == 1").assign(size=3, correct=True))}, 8, False
+        )["by_size"][0]["depth"]
+        == 7.0
+    )
 
 
 def test_depth_beyond_training_is_that_without_the_end():
@@ -315,7 +323,7 @@ def test_depth_beyond_training_is_that_without_the_end():
     found = measures.measure_generalization({"test": (tokens, examples)}, 8, sampled=False)
     assert [row["depth"] for row in found["by_size"]] == [3.0, 5.0, 4.5]
     assert found["beyond"]["depth_beyond"] == 4.75
-    assert found["beyond_ended"]["depth_beyond"] == 5.0
+    assert found["beyond_ended"]["depth_beyond"] == found["beyond_first"]["depth_beyond"] == 5.0
     assert found["beyond"]["depth_slope"]["value"] == pytest.approx(-0.5)
     assert measures.measure_generalization({"test": (tokens, examples)}, 8, sampled=True)["beyond"]["verdict"] is None
 
@@ -325,7 +333,9 @@ def test_own_deciders_are_judged_by_all_that_does_not_ask_when_they_decide(decid
     """Once a decider that was not early or online had an empty table, without a word."""
     parts = ("alignment", "generalization", "dynamics", "decision_timing")
     analyses = {part: {"reason": "why"} for part in parts}
-    judged = claims.judge("it", {"decider": decider, "given": {}, "size_limit": 8, "analyses": analyses})
+    judged = claims.judge(
+        "it", {"decider": decider, "given": {}, "size_limit": 8, "max_depth": 6, "analyses": analyses}
+    )
     assert [claim.finding for claim in judged] == list(parts[:findings])
     assert all(claim.ours == "not measured: why" and claim.holds == "unknown" for claim in judged)
 
@@ -370,7 +380,13 @@ def judge_timing(decider, *contrasts):
         for name, contrast in zip(measures.DEPTHS, contrasts, strict=False)
     }
     depths["expected_depth"]["contrast_given_place"] = contrasts[-1]
-    metrics = {"decider": decider, "given": {}, "size_limit": 8, "analyses": {**analyses, "decision_timing": depths}}
+    metrics = {
+        "decider": decider,
+        "given": {},
+        "size_limit": 8,
+        "max_depth": 6,
+        "analyses": {**analyses, "decision_timing": depths},
+    }
     return claims.judge("it", metrics)[-1].holds
 
 
@@ -408,6 +424,7 @@ def test_depth_that_falls_beyond_the_training_sizes_does_not_keep_rising(change,
         "accuracy_within": 0.9,
         "depth_change": around(change),
         "depth_slope": around(slope, 0.005),
+        "depth_beyond": 4.0,
     }
     found = {"beyond": beyond, "by_size": [{"size": size} for size in range(6, 13)]}
     assert judge_part("generalization", found) == holds
@@ -415,14 +432,16 @@ def test_depth_that_falls_beyond_the_training_sizes_does_not_keep_rising(change,
     # Where answers that end say another thing, nothing is sure.
     other = {**beyond, "depth_slope": around(-0.1 if slope > 0 and change > 0 else 0.1), "depth_change": around(0.5)}
     assert judge_part("generalization", {**found, "beyond_ended": other}) == "unknown"
-    assert judge_part("generalization", {**found, "beyond_ended": {"verdict": None, "reason": ""}}) == holds
+    assert judge_part("generalization", {**found, "beyond_first": other}) == "unknown"
+    # Where all tokens have D, none can go on rising.
+    assert judge_part("generalization", {**found, "beyond_first": {**beyond, "depth_beyond": 6.0}}) == "unknown"
 
 
 @pytest.mark.parametrize(
     ("phases", "changes", "holds"),
     [
         ("rise, then fall", [0.8, 0.0], "yes"),
-        ("rise, then fall", [0.7, 0.1], "yes"),
+        ("rise, then fall", [0.7, 0.1], "partly"),
         ("fall", [0.8, 0.0], "partly"),
         ("rise, then fall", [0.1, 0.7], "no"),
         ("fall", [0.0, 0.8], "no"),

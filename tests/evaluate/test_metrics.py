@@ -100,16 +100,21 @@ def test_values_and_intervals_are_those_of_scipy_on_rows_that_are_really_drawn(w
 def test_balanced_is_spearmans_of_rows_repeated_until_each_size_has_as_many():
     """MANO's test rows were nearly all of two sizes, and a depth that rose with every size had a correlation of 0.3."""
     rng = np.random.default_rng(SEED)
-    counts = {1: 6, 2: 60, 3: 600, 4: 600}
+    counts = {1: 6, 2: 60, 3: 600, 4: 600}  # the first are too few to weigh as much
     size = np.repeat(list(counts), list(counts.values()))
     depth = (size + rng.normal(0, 1, len(size))).round(1)
     table = pd.DataFrame({"example": range(len(size)), "size": size, "depth": depth, "correct": True})
     found = align(table, against=("size",), resamples=50)["all"]
-    equal = table.loc[table.index.repeat(600 // table["size"].map(counts))]
+    known = table[table["size"] > 1]
+    equal = known.loc[known.index.repeat(600 // known["size"].map(counts))]
     expected = stats.spearmanr(equal["depth"], equal["size"]).statistic
     assert found["size balanced"]["value"] == pytest.approx(expected, abs=1e-9)
     assert found["size"]["value"] == pytest.approx(stats.spearmanr(depth, size).statistic, abs=1e-9)
     assert expected > found["size"]["value"] + 0.1
+    assert found["size balanced"]["n"] == 1260
+    few = align(table[table["size"] != 3].query("size < 4"), against=("size",), resamples=20)["all"]["size balanced"]
+    assert few["value"] is None
+    assert "fewer than two sizes" in few["reason"]
     assert found["size balanced"]["low"] < expected < found["size balanced"]["high"]
 
 
@@ -209,7 +214,7 @@ def test_the_phases_of_curves_as_they_are_pressed_are_found(kind, points):
         if own["phases"] == kind and "fall" in kind:
             assert 0.3 * 100 * points <= own["turn"] <= 0.5 * 100 * points
             assert own["fall"] == pytest.approx(2.5, abs=0.3)
-            assert own["accuracy_change"] == pytest.approx([1.0, 0.0], abs=0.15)
+            assert own["accuracy_change"] == pytest.approx([1.0, 0.0], abs=0.2)
         elif own["phases"] == kind:
             assert own["turn"] is None
             assert own["accuracy_change"] == [pytest.approx(1.0)]
@@ -339,6 +344,22 @@ def test_features_of_the_token_count_for_neither_side_in_the_last_contrast():
     assert found["contrast_given_token"]["low"] > 0
     same = explain_depth(table.assign(degree_static=table["example"] % 5), resamples=10)
     assert same["contrast_given_token"] is None
+
+
+def test_a_contrast_of_lines_turns_where_a_state_that_is_no_line_is_a_category():
+    """Size has a column for each value, so features that count were at a loss unless depth was linear in them."""
+    table = made_features({"size": 0.3})
+    table["depth"] += 2.0 * (table["frontier_state"] - 2.5).abs()
+    found = explain_depth(table, resamples=50)
+    assert found["contrast"]["high"] < 0
+    assert found["contrast_of_categories"]["low"] > 0.3
+    linear = explain_depth(made_features({"frontier_state": 1.0}), resamples=20)
+    values = [linear[name]["value"] for name in ("contrast", "contrast_of_categories")]
+    assert values[0] == pytest.approx(values[1], abs=0.01)
+    # A feature of many values is cut.
+    many = table.assign(many_static=np.random.default_rng(SEED).normal(size=len(table)))
+    assert explain_depth(many, resamples=10)["contrast_of_categories"]["low"] > 0.3
+    assert explain_depth(table.drop(columns=["frontier_state", "enabled_state"]), resamples=10)["contrast"] is None
 
 
 def test_shares_agree_with_statsmodels():

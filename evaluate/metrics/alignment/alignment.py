@@ -24,8 +24,8 @@ Args:
 
 Returns:
     For "correct" items and for "all": an estimate (value, low, high, n, reason) of "size", "size balanced" (each size
-    weighs the same), "difficulty" and "difficulty given size". `value` is None, with a reason, where a correlation is
-    not defined.
+    of 30 examples or more weighs the same), "difficulty" and "difficulty given size". `value` is None, with a reason,
+    where a correlation is not defined.
 
 Example:
     >>> metric = evaluate.load("evaluate/metrics/alignment")

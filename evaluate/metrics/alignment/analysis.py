@@ -10,6 +10,8 @@ from scipy import sparse, stats
 
 # A share of resamples in which a correlation may be undefined; with more, the interval would rest on the others alone.
 _UNDEFINED = 0.05
+# Of a size, to count in a correlation where all weigh the same.
+_LEAST_EXAMPLES = 30
 
 Estimate = dict[str, Any]  # value, low, high (95 %), n, and reason where value is None
 Statistic = Callable[[np.ndarray], float]  # Of how often each row occurs.
@@ -45,8 +47,16 @@ def align(
                     controlled = estimate(rows, partial_spearman, (depth, name, held), resamples, seed)
                     found[subset][f"{name} given {held}"] = controlled
         if "size" in against:
-            found[subset]["size balanced"] = estimate(rows, balanced_spearman, (depth, "size"), resamples, seed)
+            found[subset]["size balanced"] = _estimate_balanced(rows, depth, resamples, seed)
     return found
+
+
+def _estimate_balanced(rows: pd.DataFrame, depth: str, resamples: int, seed: int) -> Estimate:
+    """`balanced_spearman` with size, over those with examples enough: one of seven would weigh as one of 2,000."""
+    known = rows.groupby("size")["example"].transform("nunique") >= _LEAST_EXAMPLES
+    if rows["size"][known].nunique() < 2:
+        return _undefined(f"fewer than two sizes have {_LEAST_EXAMPLES} examples", int(known.sum()))
+    return estimate(rows[known], balanced_spearman, (depth, "size"), resamples, seed)
 
 
 def spearman(depth: np.ndarray, other: np.ndarray) -> Statistic:

@@ -9,7 +9,9 @@ import statsmodels.api as sm
 STATIC, STATE = "_static", "_state"
 
 # The paper's own, and those in which more is known.
-CONTRASTS = ("contrast", "contrast_given_place", "contrast_given_token")
+CONTRASTS = ("contrast", "contrast_given_place", "contrast_given_token", "contrast_of_categories")
+# A feature of more values is cut into so many parts of about as many rows, where features are categories.
+_CATEGORIES = 20
 
 
 def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 200, seed: int = 0) -> dict[str, Any]:
@@ -27,11 +29,12 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
         (share of the variance that it explains by itself) and `lost` (what the whole loses without it), each with
         `value`, `low`, `high`. `contrast`: what is lost without the state, less what is lost without size and static
         features. It hangs on what else is known, so it has companions: `contrast_given_place`, in a regression that
-        knows the place too, and `contrast_given_token`, which also leaves alone static features that change from token
-        to token, such as the degree of the vertex that was read last. None where there is nothing more to be known. All
-        shares are adjusted for the number of columns, by that of tokens: with few examples, whose tokens are alike,
-        those of features of the example come out too large. `left_out`: features that are constant, or say the same
-        as others. `reason` where nothing can be said.
+        knows the place too; `contrast_given_token`, which also leaves alone static features that change from token
+        to token, such as the degree of the vertex that was read last; and `contrast_of_categories`, the first with all
+        features as categories, as the size is: lines favour what is linear. None where there is nothing more to be
+        known. All shares are adjusted for the number of columns, by that of tokens: with few examples, whose tokens are
+        alike, those of features of the example come out too large. `left_out`: features that are constant, or say the
+        same as others. `reason` where nothing can be said.
     """
     features = [name for name in table.columns if name.endswith((STATIC, STATE))]
     table = table.dropna(subset=[depth, *features])
@@ -57,6 +60,9 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
     )
     places = pd.get_dummies(table["place"], prefix="place", drop_first=True, dtype=float) if "place" in table else None
     shares = _bootstrap_shares(design, places, of_tokens, y, table["example"], groups, resamples, seed)
+    contrasts = {name: shares.get((name, "state less static")) for name in CONTRASTS}
+    if contrasts["contrast"] is not None:
+        contrasts["contrast_of_categories"] = _contrast_categories(table, features, sizes, y, resamples, seed)
     found: dict[str, Any] = {}
     for name in groups:
         found[name] = {"alone": shares[name, "alone"], "lost": shares[name, "lost"]}
@@ -66,11 +72,31 @@ def explain_depth(table: pd.DataFrame, depth: str = "depth", resamples: int = 20
     return {
         "r2": shares["all", "r2"],
         "terms": found,
-        **{name: shares.get((name, "state less static")) for name in CONTRASTS},
+        **contrasts,
         "left_out": left_out,
         "n": len(table),
         "reason": "",
     }
+
+
+def _contrast_categories(
+    table: pd.DataFrame, features: list[str], sizes: pd.DataFrame, y: pd.Series, resamples: int, seed: int
+) -> dict[str, float]:
+    """The contrast where a column stands for each value of each feature."""
+    parts = {"size": sizes}
+    for name in features:
+        values = table[name]
+        if values.nunique() > _CATEGORIES:
+            values = pd.qcut(values, _CATEGORIES, labels=False, duplicates="drop")
+        parts[name] = pd.get_dummies(values, prefix=name, drop_first=True, dtype=float)
+    static = [name for name in parts if name == "size" or name.endswith(STATIC)]
+    groups = {
+        group: [column for name in names for column in parts[name].columns]
+        for group, names in (("size and static", static), ("state", [name for name in parts if name not in static]))
+    }
+    design = pd.concat(list(parts.values()), axis=1)
+    shares = _bootstrap_shares(design, None, [], y, table["example"], groups, resamples, seed)
+    return shares[CONTRASTS[0], "state less static"]
 
 
 def _drop_dependent(features: pd.DataFrame, sizes: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

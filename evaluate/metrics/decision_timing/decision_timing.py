@@ -22,8 +22,8 @@ Args:
 
 Returns:
     `r2`; under `terms`, for size, each feature, and all `static` and `state` ones: `alone`, `lost` (shares of variance)
-    and `coefficient`, with intervals; `contrast`, `contrast_given_place`, `contrast_given_token`; `left_out`; `reason`
-    where nothing can be said.
+    and `coefficient`, with intervals; `contrast`, `contrast_given_place`, `contrast_given_token`,
+    `contrast_of_categories`; `left_out`; `reason` where nothing can be said.
 
 Example:
     >>> metric = evaluate.load("evaluate/metrics/decision_timing")
