@@ -57,7 +57,7 @@ def make_page(metrics: Metrics, figures: set[str]) -> str:
         chapters=[_make_chapter(config, main, figures) for config in _configs(main)],
         verdicts=_list_verdicts(main),
         changes=_compare_beyond({name: own for name, own in metrics.items() if name in tried}, tried),
-        older=[name for name, own in metrics.items() if "places" not in own["analyses"]],
+        older=[name for name, own in main.items() if "places" not in own["analyses"]],
         missing=[name for name in (*planned, *tried) if name not in metrics],
     )
 
