@@ -22,7 +22,9 @@ from transformers import HfArgumentParser
 class HarnessArguments:
     """Run lm-eval tasks on an ANIRA checkpoint."""
 
-    model: str = field(metadata={"help": "Folder or Hub name of the checkpoint. Its code is run."})
+    model: str = field(
+        metadata={"help": "Folder or Hub name of an ANIRA checkpoint, which runs with this clone's code."}
+    )
     tasks: list[str] = field(metadata={"help": "Names of lm-eval tasks."})
     out: str = field(metadata={"help": "Folder for harness.json."})
     limit: int | None = field(default=None, metadata={"help": "Examples of each task; all by default."})

@@ -1,4 +1,7 @@
-"""Loading the checkpoint that a command was given: the model, and the tokenizer beside it."""
+"""Loading the checkpoint that a command was given: the model, and the tokenizer beside it.
+
+They run with the code of this clone: that which a folder or repo brings is never run.
+"""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +20,7 @@ def load_model(name: str, revision: str | None) -> Any:
     """The ANIRA model of a folder or Hub name, in eval mode. Raises an EvaluationError if it is none."""
     _refuse_other_folders(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=True)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise EvaluationError(f"The model {name} cannot be loaded: {error}") from error
     if model.config.model_type != "anira":
@@ -29,7 +32,7 @@ def load_tokenizer(name: str, revision: str | None) -> Any:
     """The tokenizer of a folder or Hub name. Raises an EvaluationError if there is none."""
     _refuse_other_folders(name)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=True)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise EvaluationError(f"The tokenizer of {name} cannot be loaded: {error}") from error
 

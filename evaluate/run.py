@@ -63,7 +63,7 @@ class EvaluationArguments:
     """Evaluate a checkpoint on a task."""
 
     model: str = field(
-        metadata={"help": "Folder or Hub name of the checkpoint. Its code is run: trust where it comes from."}
+        metadata={"help": "Folder or Hub name of an ANIRA checkpoint, which runs with this clone's code."}
     )
     dataset: str = field(metadata={"help": "Folder or Hub name of a dataset that build.py wrote."})
     config: str = field(metadata={"help": "Config of the dataset, such as brevo-mini."})

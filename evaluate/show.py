@@ -35,7 +35,7 @@ class ShowArguments:
     """Show how many iterations each token of one example gets."""
 
     model: list[str] = field(
-        metadata={"help": "Folders or Hub names of checkpoints. Their code is run: trust where it comes from."}
+        metadata={"help": "Folders or Hub names of ANIRA checkpoints, which run with this clone's code."}
     )
     task: str | None = field(
         default=None, metadata={"help": "Preset of a task, such as brevo-mini. Its verifier judges the answer."}

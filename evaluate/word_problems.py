@@ -40,7 +40,9 @@ _CLAUSES = (
 class WordProblemArguments:
     """Run a checkpoint on word problems of three levels."""
 
-    model: str = field(metadata={"help": "Folder or Hub name of the checkpoint. Its code is run."})
+    model: str = field(
+        metadata={"help": "Folder or Hub name of an ANIRA checkpoint, which runs with this clone's code."}
+    )
     out: str = field(metadata={"help": "Folder for problems.parquet and problems.json."})
     source: str = field(default="templates", metadata={"help": "'templates', or a dataset such as apple/GSM-Symbolic."})
     rows: int = field(default=200, metadata={"help": "Problems of each level."})

@@ -251,6 +251,18 @@ class AniraGenerationMixin(GenerationMixin):
         model_kwargs["depth_record"] = DepthRecord()
         return config, model_kwargs
 
+    @staticmethod
+    def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+        """The flat mask, of which forward makes its own: in one of four dimensions a row that has ended looks real."""
+        return attention_mask
+
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
+        """Loading hands settings of the config on to the generation config as well, where nobody would read them."""
+        super().adjust_generation_fn(*args, **kwargs)
+        settings = self.generation_config.to_dict().keys() & self.config.to_dict().keys()
+        for name in settings - GenerationConfig().to_dict().keys() - set(CONFIG_OPTIONS):
+            delattr(self.generation_config, name)
+
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> bool:
         """Never: packed execution has no shapes that stay, and masked execution would save nothing."""
         if generation_config.compile_config is not None:
@@ -346,6 +358,8 @@ def _check_generation_config(config: GenerationConfig) -> None:
             repr(config.assistant_early_exit),
             "left out: it cuts layers, which are cache slots here; use `prompt_lookup_num_tokens` or `assistant_model`",
         )
+    if config.guidance_scale not in (None, 1):
+        refuse("guidance_scale", config.guidance_scale, "left out: its second pass would know nothing of depths")
     unknown = config.to_dict().keys() - GenerationConfig().to_dict().keys() - set(CONFIG_OPTIONS)
     for name in (name for name in unknown if not name.startswith("_")):
         near = difflib.get_close_matches(name, CONFIG_OPTIONS, n=1)

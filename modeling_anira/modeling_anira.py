@@ -436,7 +436,7 @@ class AniraModel(AniraPreTrainedModel):
         output_exit_log_probs: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        readout_head: nn.Module | None = None,
+        readout_head: Readout | None = None,
         **kwargs: Any,
     ) -> AniraModelOutput:
         r"""
@@ -452,7 +452,7 @@ class AniraModel(AniraPreTrainedModel):
             generator: Where to draw `exit_noise` from. Default: a fork of the global state.
             min_depth, max_depth, exit_quantile, exit_rule: Override the config for this call.
             output_exit_log_probs: Whether to return log q.
-            readout_head: The LM head, for deciders that read the model's output.
+            readout_head: A function that applies the LM head, for deciders that read the model's output.
 
         Returns:
             An [`AniraModelOutput`]; with `return_dict=False`, a tuple of its fields that are set.
@@ -728,7 +728,7 @@ class AniraModel(AniraPreTrainedModel):
         noise = draw_noise(wanted, self.config.max_depth, device, generator) if needed or self.training else None
         return noise if needed else None
 
-    def _readout(self, head: nn.Module | None) -> Readout | None:
+    def _readout(self, head: Readout | None) -> Readout | None:
         """Final norm and LM head, for deciders that ask for it."""
         if not self.decider.needs_readout:
             return None
@@ -855,7 +855,8 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
             exit_quantile=exit_quantile,
             exit_rule=exit_rule,
             output_exit_log_probs=output_exit_log_probs or wants_loss,
-            readout_head=self.lm_head,
+            # A function: accelerate's hooks would move a module that they find among the arguments.
+            readout_head=lambda state: self.lm_head(state),
             return_dict=True,
             **kwargs,
         )

@@ -95,6 +95,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             )
     if metrics.get("weights_digest") != digest_weights(load_file(folder / "model.safetensors")):
         raise ReleaseError(f"{folder}/metrics.json is of other weights than those beside it; evaluate these.")
+    if "places" not in metrics["analyses"]:
+        raise ReleaseError(
+            f"{folder}/metrics.json is of an evaluation from before 2026-11-26: make its analyses again by "
+            "`python evaluate/analyse.py`, and collect it anew."
+        )
     found = Checkpoint(folder.resolve().name, config, generation, recipe, metrics)
     # Evaluations from before 2026-11-26 do not say by which rule tokens exited.
     for name, evaluated in metrics.get("exits", {}).items():

@@ -150,13 +150,31 @@ def test_sft_on_prompts_and_completions(tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, {"model": "cpu", "lm_head": "disk"}])
 def test_device_map(device_map, tmp_path):
+    """accelerate moves a module that it finds among arguments: the head was handed on as one, and one on disk broke."""
     model = small_model()
     model.save_pretrained(tmp_path)
-    loaded = AniraForCausalLM.from_pretrained(tmp_path, device_map=device_map)
+    loaded = AniraForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
     ids = torch.ones(2, 4, dtype=torch.int64)
     assert torch.allclose(loaded(ids.to(loaded.device)).logits.cpu(), model(ids).logits, atol=1e-5)
+
+
+def test_settings_given_while_loading_stay_out_of_the_generation_config(tmp_path):
+    """transformers hands them to both: `generate` refused them, and a folder saved then was spoilt for all."""
+    small_model().save_pretrained(tmp_path / "one")
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    settings = {"execution": "masked", "attention_dropout": 0.1, "compute_weight": 0.5}
+    model = AniraForCausalLM.from_pretrained(tmp_path / "one", max_depth=3, **settings)
+    assert {name: getattr(model.config, name) for name in settings} == settings
+    model.generate(ids, max_new_tokens=2, do_sample=False)
+    model.save_pretrained(tmp_path / "two")
+    kept = json.loads((tmp_path / "two" / "generation_config.json").read_text())
+    assert not settings.keys() & kept.keys()
+    output = AniraForCausalLM.from_pretrained(tmp_path / "two").generate(
+        ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
+    )
+    assert output.exit_depths.max() <= 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

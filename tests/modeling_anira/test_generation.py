@@ -103,8 +103,12 @@ def test_rows_that_end_early_are_not_run_any_more(options):
             assert (output.exit_depths[:, 6:][ended] == 0).all()
 
 
-def test_a_finished_row_costs_nothing():
-    """Tokens through the core while rows end one by one: the depths, and each end token once, for the cache's sake."""
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_a_finished_row_costs_nothing(cache):
+    """Tokens through the core while rows end one by one: the depths, and each end token once, for the cache's sake.
+
+    Under a static cache transformers made a 4-D mask, in which ended rows looked real: they were computed to the end.
+    """
     model, batch = model_and_batch()
     free = generate(model, batch, eos_token_id=None).sequences
     end = int(free[0, 6])
@@ -112,8 +116,11 @@ def test_a_finished_row_costs_nothing():
     model.model.core[0].mlp.register_forward_hook(
         lambda module, args, output: counted.append(output.shape[:-1].numel())
     )
-    output = generate(model, batch, eos_token_id=end)
+    output = generate(model, batch, eos_token_id=end, cache_implementation=cache)
     through_the_core = sum(counted)
+    depths = extended(batch.attention_mask, output.sequences.shape[1]) * 2
+    forced = generate(model, batch, eos_token_id=end, cache_implementation=cache, exit_depths=depths)
+    assert set(forced.exit_depths.unique().tolist()) == {0, 2}
     full = depths_of(model, output.sequences, extended(batch.attention_mask, output.sequences.shape[1]))
     ends = (output.sequences == end) & ((output.sequences == end).cumsum(1) == 1)
     ends[:, :6] = False
@@ -335,6 +342,7 @@ BAD = [
     ({"output_exit_log_probs": True}, ["output_exit_log_probs", "forward"]),
     ({"generator": torch.Generator()}, ["generator", "quantile", "sample"]),
     ({"assistant_early_exit": 2}, ["assistant_early_exit", "2", "prompt_lookup_num_tokens"]),
+    ({"guidance_scale": 1.5}, ["guidance_scale", "1.5", "left out"]),
     ({"compile_config": CompileConfig()}, ["compile_config", "left out"]),
     ({"max_depth": 6}, ["max_depth", "6", "5"]),
     ({"exit_rule": "mode"}, ["exit_rule", "mode", "early"]),
