@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from repos import Kind, ReleaseError, kind_of, list_files
+from repos import PAPER, Kind, ReleaseError, kind_of, list_files
 from transformers import HfArgumentParser
 
 # Files that the Hub itself puts into a new repo.
@@ -82,6 +82,7 @@ def upload(repo: Repo, api: HfApi, private: bool, revision: str | None) -> str:
             api.create_branch(repo.name, branch=revision, repo_type=repo.kind, exist_ok=True)
         files = {path.as_posix() for path in list_files(repo.folder)}
         there = set(api.list_repo_files(repo.name, repo_type=repo.kind, revision=revision))
+        _refuse_others(repo, there, api, revision)
         # Not `upload_folder`: with hf_xet installed it may make several commits (huggingface_hub 2.4), and a connection
         # that broke between two would leave weights beside the code of another release.
         commit = api.create_commit(
@@ -94,6 +95,8 @@ def upload(repo: Repo, api: HfApi, private: bool, revision: str | None) -> str:
             repo_type=repo.kind,
             revision=revision,
         )
+    except ReleaseError:
+        raise
     except Exception as error:
         # The client's failures have no common class: its own errors, those of its HTTP library, and a RuntimeError that
         # says which file, whose cause says why.
@@ -103,6 +106,23 @@ def upload(repo: Repo, api: HfApi, private: bool, revision: str | None) -> str:
             f"{repo.name} was not uploaded: {reason}. The same command uploads what is missing."
         ) from error
     return commit.commit_url
+
+
+def _refuse_others(repo: Repo, there: set[str], api: HfApi, revision: str | None) -> None:
+    """Refuses a branch of something else of that name, whose files would go. All cards of a release name the paper."""
+    strangers = sorted(there - _THE_HUBS - {"README.md"})
+    if not strangers:
+        return
+    text = ""
+    if "README.md" in there:
+        text = Path(api.hf_hub_download(repo.name, "README.md", repo_type=repo.kind, revision=revision)).read_text(
+            errors="replace"
+        )
+    if PAPER not in text:
+        raise ReleaseError(
+            f"{repo.name} exists and is no part of this release: it holds {strangers[0]}, and its card does not name "
+            f"arXiv {PAPER}. Rename it on the Hub, or upload to another account."
+        )
 
 
 def main() -> None:

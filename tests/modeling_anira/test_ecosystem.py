@@ -123,15 +123,20 @@ def test_virtual_tokens_move_no_depths(kind, beams):
             assert not out.exit_depths[row, length:].any()
 
 
-def test_sft_on_prompts_and_completions(tmp_path):
+def train_by_sft(folder, **settings):
+    """Losses, and the model, after TRL's trainer with the loss of the model, as the README says."""
+    from transformers import Trainer
     from trl import SFTConfig, SFTTrainer
 
+    class WholeLoss(SFTTrainer):
+        compute_loss = Trainer.compute_loss
+
     rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} w{i + 3}"} for i in range(2, 18)] * 4
-    model = small_model(decider="online", decisive=False).train()
-    trainer = SFTTrainer(
+    model = small_model(decider="online", decisive=False, **settings).train()
+    trainer = WholeLoss(
         model=model,
         args=SFTConfig(
-            output_dir=str(tmp_path),
+            output_dir=str(folder),
             max_steps=20,
             per_device_train_batch_size=8,
             learning_rate=1e-2,
@@ -146,8 +151,17 @@ def test_sft_on_prompts_and_completions(tmp_path):
         processing_class=word_tokenizer(),
     )
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], model.eval()
+
+
+def test_sft_on_prompts_and_completions(tmp_path):
+    """TRL's own loss is of cross-entropy alone: whatever the weight of the compute loss, weights came out bit-equal."""
+    losses, free = train_by_sft(tmp_path / "free", compute_weight=0.0)
     assert losses[-1] < 0.8 * losses[0]
+    _, pressed = train_by_sft(tmp_path / "pressed", compute_weight=10.0)
+    ids = torch.arange(2, 14)[None]
+    depths = [float(model(ids).expected_depth.mean()) for model in (free, pressed)]
+    assert depths[1] < depths[0] - 0.2
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, {"model": "cpu", "lm_head": "disk"}])

@@ -10,7 +10,7 @@ import torch
 import upload
 from conftest import CONFIG, NAME, OWNER
 from fake_hub import TOKEN, serve
-from huggingface_hub import constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from repos import list_files
 from safetensors.torch import load_file, save_file
 
@@ -93,6 +93,17 @@ def files(folder):
 
 def without_the_hubs(tree):
     return {name: content for name, content in tree.items() if name != ".gitattributes"}
+
+
+def test_something_else_of_that_name_is_left_alone(hub, run, assembled):
+    """Metrics are called `alignment` or `dynamics`, as a user's own work may be: it was emptied without a word."""
+    api = HfApi(endpoint=hub.url)
+    api.create_repo(f"{OWNER}/dynamics", repo_type="space", space_sdk="static")
+    thesis = CommitOperationAdd("thesis.csv", b"years of work")
+    api.create_commit(f"{OWNER}/dynamics", [thesis], commit_message="mine", repo_type="space")
+    with pytest.raises(SystemExit, match=rf"{OWNER}/dynamics exists .* holds thesis\.csv"):
+        run(assembled, "--no_dry_run")
+    assert hub.tree("spaces", f"{OWNER}/dynamics")["thesis.csv"] == b"years of work"
 
 
 def test_a_stranger_loads_what_was_pushed_at_the_revision_it_names(hub, run, assembled, releases, checkpoint, tmp_path):
