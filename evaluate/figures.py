@@ -134,7 +134,7 @@ def draw_generalization(runs: Sequence[Run]) -> Drawn:
         axis.set_xlabel("size of the example (dashed: limit of training)")
     axes[0].set_ylabel("accuracy")
     axes[0].set_ylim(-0.03, 1.03)
-    axes[1].set_ylabel("iterations per answer token, without the end")
+    axes[1].set_ylabel("iterations, without the answer's end")
     put_legend(figure, axes[0])
     return figure, pd.concat(parts, ignore_index=True)
 

@@ -222,9 +222,10 @@ def _draw(config: str, folders: dict[str, Path], out: Path) -> None:
     names = [f"{config}-{decider}" for decider in DECIDERS if f"{config}-{decider}" in folders]
     runs = [replace(read_run(folders[name]), name=name.removeprefix(f"{config}-")) for name in names]
     for name, (_, draw) in FIGURES.items() if runs else ():
-        found = draw(runs)
+        found, path = draw(runs), out / f"{config}-{name}.png"
+        path.unlink(missing_ok=True)
         if found is not None:
-            found[0].savefig(out / f"{config}-{name}.png", dpi=_DOTS_PER_INCH)
+            found[0].savefig(path, dpi=_DOTS_PER_INCH)
             plt.close(found[0])
 
 
