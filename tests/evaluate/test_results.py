@@ -56,9 +56,11 @@ def test_a_change_is_measured_beyond_the_sizes_of_training_against_the_plans_fir
     """Beyond the limit 300 of 1,000 rows are right in the base, 250 in the changed run; those within do not count."""
     metrics = json.loads((ROOT / "checkpoints" / "brevo-mini-fixed" / "metrics.json").read_text())
 
+    depth = {"depth": 6.0, "depth_low": 6.0, "depth_high": 6.0}
+
     def run(*right):
         rows = [
-            {"size": size, "n": 500, "accuracy": own / 500, "accuracy_low": 0.1, "accuracy_high": 0.9}
+            {"size": size, "n": 500, "accuracy": own / 500, "accuracy_low": 0.1, "accuracy_high": 0.9, **depth}
             for size, own in zip((8, 12, 16), right, strict=True)
         ]
         return {**metrics, "size_limit": 8, "analyses": {"generalization": {"by_size": rows}}}
