@@ -118,7 +118,8 @@ def draw_generalization(runs: Sequence[Run]) -> Drawn:
 
     There size is that of what the model wrote.
     """
-    if any("kl" in run.metrics["given"] for run in runs):
+    runs = [run for run in runs if "by_size" in run.metrics["analyses"]["generalization"]]
+    if not runs or any("kl" in run.metrics["given"] for run in runs):
         return None
     figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
     parts = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from repos import DATASET, NOBODY, PAPER, ReleaseError
+from repos import DATASET, NOBODY, ReleaseError
 from safetensors.torch import load_file
 
 from datasets_scripts import Task, get_task
@@ -23,6 +23,8 @@ sys.path.append(str(ROOT / "evaluate"))
 
 from loading import digest_weights
 from pages import parse_folders_first, render
+
+PAPER = "2602.08864"
 
 # A checkpoint's folder holds at least these.
 FILES = (

@@ -12,9 +12,6 @@ Kind = Literal["model", "dataset", "space"]
 
 DATASET = "anira-tasks"
 
-# On arXiv; every card names it.
-PAPER = "2602.08864"
-
 # Stands for the account in cards that belong to none yet.
 NOBODY = "OWNER"
 

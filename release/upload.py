@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from repos import PAPER, Kind, ReleaseError, kind_of, list_files
+from repos import Kind, ReleaseError, kind_of, list_files
 from transformers import HfArgumentParser
 
 # Files that the Hub itself puts into a new repo.
 _THE_HUBS = {".gitattributes"}
+# A file that every release has.
+_MARKS: dict[Kind, str] = {"model": "modeling_anira.py", "dataset": "generation.json", "space": "analysis.py"}
 
 
 @dataclass
@@ -82,7 +84,7 @@ def upload(repo: Repo, api: HfApi, private: bool, revision: str | None) -> str:
             api.create_branch(repo.name, branch=revision, repo_type=repo.kind, exist_ok=True)
         files = {path.as_posix() for path in list_files(repo.folder)}
         there = set(api.list_repo_files(repo.name, repo_type=repo.kind, revision=revision))
-        _refuse_others(repo, there, api, revision)
+        _refuse_others(repo, there)
         # Not `upload_folder`: with hf_xet installed it may make several commits (huggingface_hub 2.4), and a connection
         # that broke between two would leave weights beside the code of another release.
         commit = api.create_commit(
@@ -108,20 +110,13 @@ def upload(repo: Repo, api: HfApi, private: bool, revision: str | None) -> str:
     return commit.commit_url
 
 
-def _refuse_others(repo: Repo, there: set[str], api: HfApi, revision: str | None) -> None:
-    """Refuses a branch of something else of that name, whose files would go. All cards of a release name the paper."""
+def _refuse_others(repo: Repo, there: set[str]) -> None:
+    """Refuses a branch that holds something else of that name, whose files would go. `there`: names of its files."""
     strangers = sorted(there - _THE_HUBS - {"README.md"})
-    if not strangers:
-        return
-    text = ""
-    if "README.md" in there:
-        text = Path(api.hf_hub_download(repo.name, "README.md", repo_type=repo.kind, revision=revision)).read_text(
-            errors="replace"
-        )
-    if PAPER not in text:
+    if strangers and _MARKS[repo.kind] not in there:
         raise ReleaseError(
-            f"{repo.name} exists and is no part of this release: it holds {strangers[0]}, and its card does not name "
-            f"arXiv {PAPER}. Rename it on the Hub, or upload to another account."
+            f"{repo.name} exists and is no {repo.kind} of such a release: it holds {strangers[0]}, and no "
+            f"{_MARKS[repo.kind]}. Rename it on the Hub, or upload to another account."
         )
 
 

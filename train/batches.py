@@ -55,7 +55,11 @@ class StreamSource:
 
 def _draw(task: Task, indices: Sequence[int], seed: int) -> list[Example]:
     """The examples `indices` of a task's train split."""
-    rows = make_rows(task, task.generate("train", indices, seed), ("input_ids", "answer_start", "size"))
+    try:
+        batch = task.generate("train", indices, seed)
+    except ValueError as error:
+        raise RecipeError(f"`curriculum` or `sizes`: {error}") from error
+    rows = make_rows(task, batch, ("input_ids", "answer_start", "size"))
     return [{**row, "index": index} for index, row in zip(indices, rows, strict=True)]
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset, load_dataset
-from labels import make_labels
+from labels import IGNORED, make_labels
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -104,19 +104,26 @@ def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss_on: str, lo
 
     vocabulary = tokenizer.get_vocab()
     never = [vocabulary["<ans>"]] if "<ans>" in vocabulary else []
+    # In some tokenizers (GPT-2's) it is the end of text, which the data may have.
+    written = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    unknown = None if tokenizer.unk_token_id in written else tokenizer.unk_token_id
 
     def convert(row: dict[str, Any]) -> dict[str, list[int]]:
         prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] if split else []
         rest = row["completion"] if split else row["text"]
         input_ids = prompt + tokenizer(rest, add_special_tokens=False)["input_ids"]
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in input_ids:
-            raise ValueError(f"The model's tokenizer does not know all of {rest[:80]!r}: it is that of other data.")
+        if unknown is not None and unknown in input_ids:
+            part = row["prompt"] if unknown in prompt else rest
+            raise ValueError(f"The model's tokenizer does not know all of {part[:80]!r}: it is that of other data.")
         if len(input_ids) > longest:
             raise ValueError(f"A row has {len(input_ids)} tokens, but the model takes {longest}: filter the data.")
-        return {
-            "input_ids": input_ids,
-            "labels": make_labels(input_ids, len(prompt), loss_on if split else "all", never),
-        }
+        labels = make_labels(input_ids, len(prompt), loss_on if split else "all", never)
+        # The first label is of no prediction. A step of such rows alone would be 0 / 0, and the weights NaN.
+        if all(label == IGNORED for label in labels[1:]):
+            raise ValueError(
+                f"A row has nothing to learn, {(row['prompt'] if split else rest)[:80]!r}: filter the data."
+            )
+        return {"input_ids": input_ids, "labels": labels}
 
     return rows.map(convert, remove_columns=rows.column_names)
 

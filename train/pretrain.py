@@ -187,8 +187,9 @@ class Pretraining:
                     {**values, "tokens": self.tokens, "processes": self.accelerator.num_processes, **speed},
                 )
                 begun, tokens_then, step_then = time.perf_counter(), self.tokens, self.step
-            # First: what asked to stop may not wait for an evaluation, which the next start makes up for.
-            if last or stop or _due(self.step, recipe.checkpoint_every):
+            # First: what asks to stop during an evaluation may not wait for its end. The next start makes up for it.
+            due = _due(self.step, recipe.checkpoint_every) or _due(self.step, recipe.evaluate_every)
+            if last or stop or due:
                 self._save_checkpoint()
             if stop and not last:
                 self.journal.say(f"Stopped by a signal after step {self.step}; --resume goes on from there.")

@@ -128,7 +128,8 @@ class Recipe:
         _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {OPTIMIZERS}")
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {SCHEDULES}")
         _require(self.mixed_precision in PRECISIONS, "mixed_precision", self.mixed_precision, f"one of {PRECISIONS}")
-        _require(0 <= self.curriculum <= 1, "curriculum", self.curriculum, "from 0 to 1, a share of the run")
+        # After it the largest size is drawn.
+        _require(0 <= self.curriculum < 1, "curriculum", self.curriculum, "from 0 to below 1, a share of the run")
         allowed = "0 where `data` is a built dataset, whose rows come in one order; take data='stream'"
         _require(not self.curriculum or self.data == "stream", "curriculum", self.curriculum, allowed)
         allowed = "empty with a curriculum or a built dataset, which settle the sizes"

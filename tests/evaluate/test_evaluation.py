@@ -620,7 +620,7 @@ def test_a_stopped_run_goes_on_and_two_processes_find_the_same(tmp_path, data, e
     first, second = flatten(one["analyses"]), flatten(two["analyses"])
     assert first.keys() == second.keys()
     for name, value in first.items():
-        same = pytest.approx(second[name], rel=1e-6, abs=1e-9) if isinstance(value, float) else second[name]
+        same = pytest.approx(second[name], rel=1e-5, abs=1e-6) if isinstance(value, float) else second[name]
         assert value == same, name
     for kind in ("tokens", "examples"):
         paths = [tmp_path / run_name / "test" / f"{kind}.parquet" for run_name in ("stopped", "two")]

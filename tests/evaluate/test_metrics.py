@@ -61,7 +61,7 @@ def test_a_size_only_effect_vanishes_when_size_is_held_constant():
 
 
 def test_shuffled_depths_give_an_interval_around_zero():
-    table = made_tokens(effect=2.0)
+    table = made_tokens(examples=400, effect=2.0)
     table["depth"] = np.random.default_rng(SEED).permutation(table["depth"])
     for estimate in align(table, resamples=200)["all"].values():
         assert estimate["low"] < 0 < estimate["high"]
@@ -128,7 +128,7 @@ def test_tokens_of_one_example_are_no_independent_evidence():
 
 
 def test_what_is_not_defined_is_none_with_a_reason_and_no_warning():
-    constant = made_tokens().assign(depth=3)
+    constant = made_tokens(examples=400).assign(depth=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = align(constant, resamples=20)

@@ -2,9 +2,11 @@
 
 import itertools
 
+import finetune
 import pytest
 import torch
 from batches import DatasetSource, StepBatches, StreamSource, open_source
+from datasets import Dataset
 from labels import IGNORED, make_labels
 from recipe import RecipeError, make_recipe
 from torch.utils.data import DataLoader
@@ -152,3 +154,35 @@ def test_a_built_dataset_is_read_whole_in_every_epoch_in_another_order(tmp_path)
     assert [row["input_ids"] for row in fresh] == [by_index[index] for index in range(50)]
     with pytest.raises(RecipeError, match="`task_settings` change what is drawn"):
         make_batches(data=str(folder), task_settings={"max_size": 8})
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "<bos> 4 2 <query> 2 <ans>", "completion": ""}, ["nothing to learn", "<bos> 4 2"]),
+        ({"text": ""}, ["nothing to learn"]),
+        ({"text": "1"}, ["nothing to learn"]),
+        ({"prompt": "wolf <ans>", "completion": "2 <eos>"}, ["does not know", "wolf"]),
+    ],
+)
+def test_a_row_to_fine_tune_on_that_says_nothing_is_refused(row, words):
+    """A step of such rows alone was 0 / 0: Trainer logged a loss of 0, and the saved model was NaN throughout."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the words below are the match
+        finetune.tokenize(Dataset.from_list([row]), make_tokenizer(), "all", 64)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_end_that_is_the_unknown_word_too_is_known():
+    """As in GPT-2's tokenizer: data that ended their texts were said to be of another tokenizer."""
+    tokenizer = make_tokenizer()
+    tokenizer.unk_token = tokenizer.eos_token
+    rows = finetune.tokenize(Dataset.from_list([{"text": "1 2 <eos>"}]), tokenizer, "all", 64)
+    assert rows[0]["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_sizes_that_are_too_rare_to_draw_name_the_setting():
+    """A curriculum over LANO's long sentences ended in a traceback at the first step."""
+    recipe = make_recipe({"task": "lano-paper", "steps": 10, "batch_size": 2, "curriculum": 0.5})
+    with pytest.raises(RecipeError, match=r"`curriculum` or `sizes`: .*no instance"):
+        StreamSource(recipe).read(0, 2)
