@@ -1,6 +1,7 @@
 """The natural-language slice and lm-eval, on a small model with a tokenizer of words."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -101,7 +102,9 @@ def test_the_command_runs_on_problems_of_our_own_and_on_a_dataset_of_that_layout
             source,
         ]
         command += ["--out", str(tmp_path / "out"), "--rows", "12", "--max_new_tokens", "5"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+        # datasets takes a folder of the same name and configs for the one that it cached, whatever it holds.
+        environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
         found = json.loads((tmp_path / "out" / "problems.json").read_text())
         assert set(found["levels"]) == set(LEVELS)

@@ -168,7 +168,7 @@ def test_a_built_dataset_is_read_whole_in_every_epoch_in_another_order(tmp_path)
 def test_a_row_to_fine_tune_on_that_says_nothing_is_refused(row, words):
     """A step of such rows alone was 0 / 0: Trainer logged a loss of 0, and the saved model was NaN throughout."""
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the words below are the match
-        finetune.tokenize(Dataset.from_list([row]), make_tokenizer(), "all", 64)
+        finetune.tokenize(Dataset.from_list([row]), make_tokenizer(), "completion", 64)
     for word in words:
         assert word in str(error.value)
 
@@ -183,6 +183,6 @@ def test_an_end_that_is_the_unknown_word_too_is_known():
 
 def test_sizes_that_are_too_rare_to_draw_name_the_setting():
     """A curriculum over LANO's long sentences ended in a traceback at the first step."""
-    recipe = make_recipe({"task": "lano-paper", "steps": 10, "batch_size": 2, "curriculum": 0.5})
+    recipe = make_recipe({**BARE, "task": "lano-paper", "curriculum": 0.5, "model": {}})
     with pytest.raises(RecipeError, match=r"`curriculum` or `sizes`: .*no instance"):
         StreamSource(recipe).read(0, 2)

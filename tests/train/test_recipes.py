@@ -73,7 +73,7 @@ def test_settings_replace_those_of_the_file(tmp_path):
         ({"loss_on": "prompt"}, "`loss_on` is 'prompt'"),
         ({"optimizer": "sgd"}, "`optimizer` is 'sgd', but must be one of"),
         ({"curriculum": 1.5}, "`curriculum` is 1.5, but must be from 0 to below 1"),
-        ({"curriculum": 1}, "`curriculum` is 1, but must be from 0 to below 1"),
+        ({"curriculum": 1}, "`curriculum` is 1.0, but must be from 0 to below 1"),
         ({"curriculum": 0.5, "data": "tasks"}, "`curriculum` is 0.5, but must be 0 where `data` is a built dataset"),
         ({"sizes": [1, 3], "curriculum": 0.5}, r"`sizes` is \(1, 3\), but must be empty with a curriculum"),
         ({"sizes": [1, 99]}, r"`sizes` is \(1, 99\), but must be from 1 to"),
