@@ -28,9 +28,7 @@ class TokenSet(Protocol):
     def select(self, values: torch.Tensor) -> torch.Tensor:
         """(B, T, ...) -> the computed tokens: (B, T, ...), or (N, ...) where they are gathered."""
 
-    def freeze(
-        self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None, overwrite: bool = False
-    ) -> torch.Tensor:
+    def freeze(self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None) -> torch.Tensor:
         """
         The freeze, h^(d) = a R(h^(d-1)) + (1 - a) h^(d-1) (paper section 3.1): `new` where a token is active, `old`
         where it has exited.
@@ -43,7 +41,6 @@ class TokenSet(Protocol):
             new: What this iteration computed, in the shape of `select`'s result.
             old (B, T, ...): What was there before; None before the first iteration.
             weight (B, T): a as a straight-through number, which carries the gradient to the decider; None for hard a.
-            overwrite: Whether nobody else reads `old` again, so that a set that may do so writes into it.
 
         Returns:
             (B, T, ...).
@@ -83,9 +80,7 @@ class AllTokens:
     def select(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
-    def freeze(
-        self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None, overwrite: bool = False
-    ) -> torch.Tensor:
+    def freeze(self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None) -> torch.Tensor:
         return new
 
     def update(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
@@ -111,9 +106,7 @@ class MaskedTokens(AllTokens):
         super().__init__(attention_mask)
         self.active = active
 
-    def freeze(
-        self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None, overwrite: bool = False
-    ) -> torch.Tensor:
+    def freeze(self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None) -> torch.Tensor:
         features = (1,) * (new.dim() - 2)
         if old is None:  # first iteration: who is not active is padding, and has no keys and values
             old = torch.zeros_like(new)
@@ -135,7 +128,6 @@ class PackedTokens:
         shape: tuple[int, int],
         attention_mask: torch.Tensor | None,
         past: int,
-        overwrites: bool,
     ) -> None:
         """
         Args:
@@ -143,10 +135,8 @@ class PackedTokens:
             shape: (B, T).
             attention_mask: (B or 1, 1, T, S), bool or additive, the same for all heads; None for plain causality.
             past: Number of cached tokens before this call.
-            overwrites: Whether keys and values of the iteration before are this class's own buffers, which no gradient
-                needs.
         """
-        self.index, self.shape, self.past, self.overwrites = index, shape, past, overwrites
+        self.index, self.shape, self.past = index, shape, past
         self.attention_mask = attention_mask
         self._packed_mask: torch.Tensor | None = None
         batch, length = shape
@@ -170,16 +160,10 @@ class PackedTokens:
             return values[0].index_select(0, self.column)
         return values.flatten(0, 1).index_select(0, self.index)
 
-    def freeze(
-        self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None, overwrite: bool = False
-    ) -> torch.Tensor:
+    def freeze(self, new: torch.Tensor, old: torch.Tensor | None, weight: torch.Tensor | None) -> torch.Tensor:
         if old is None:
             old = new.new_zeros(*self.shape, *new.shape[1:])
-        flat, new = old.flatten(0, 1), new.to(old.dtype)
-        if overwrite and self.overwrites:
-            flat.index_copy_(0, self.index, new)
-            return old
-        return flat.index_copy(0, self.index, new).view_as(old)
+        return old.flatten(0, 1).index_copy(0, self.index, new.to(old.dtype)).view_as(old)
 
     def update(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         return self.freeze(new, old.to(new.dtype), None)
@@ -237,7 +221,6 @@ def packed_tokens(
     shape: tuple[int, int],
     attention_mask: torch.Tensor | None,
     past: int,
-    overwrites: bool,
 ) -> TokenSet | None:
     """
     The token set of an iteration that computes only active tokens.
@@ -245,7 +228,7 @@ def packed_tokens(
     Args:
         active: (B, T) bool, or None for all.
         shape: (B, T).
-        attention_mask, past, overwrites: As for `PackedTokens`.
+        attention_mask, past: As for `PackedTokens`.
 
     Returns:
         None if no token is active.
@@ -257,4 +240,4 @@ def packed_tokens(
         return None
     if index.numel() == active.numel():
         return AllTokens(attention_mask)
-    return PackedTokens(index, shape, attention_mask, past, overwrites)
+    return PackedTokens(index, shape, attention_mask, past)

@@ -41,7 +41,7 @@ from .configuration_anira import AniraConfig, check_exit_rule
 from .cost import Flops, count_flops
 from .deciders import Decider, ExitHead, Readout, at_least_fp32, build_decider, own_randomness
 from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
-from .freeze import AllTokens, PackedTokens, TokenSet, masked_tokens, packed_tokens
+from .freeze import AllTokens, TokenSet, masked_tokens, packed_tokens
 from .generation import AniraGenerationMixin, DepthRecord, cache_length
 from .objective import compute_loss, expected_depth
 from .versions import CACHE
@@ -258,8 +258,8 @@ class AniraAttention(nn.Module):
         query = rotate(self.q_proj(hidden_states).view(heads), rotation)
         key = rotate(self.k_proj(hidden_states).view(heads), rotation)
         value = self.v_proj(hidden_states).view(heads)
-        key = tokens.freeze(key, frozen_key, weight, overwrite=True)
-        value = tokens.freeze(value, frozen_value, weight, overwrite=True)
+        key = tokens.freeze(key, frozen_key, weight)
+        value = tokens.freeze(value, frozen_value, weight)
         keys, values = key.transpose(1, 2), value.transpose(1, 2)
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, slot)
@@ -557,15 +557,12 @@ class AniraModel(AniraPreTrainedModel):
         least, greatest = (1, config.max_depth) if depths_given else self.decider.depth_span(config.max_depth)
         if not depths_given:
             least, greatest = (min(max(depth, rule.min_depth), rule.max_depth) for depth in (least, greatest))
-        mask, own_buffers, taken = run.everyone.attention_mask, False, 0
+        mask, taken = run.everyone.attention_mask, 0
         for depth in range(1, greatest + 1):
             active = None if depth <= least and not padded else exits.active(depth)
             tokens: TokenSet | None
             if packed:
-                tokens = packed_tokens(active, shape, mask, past, overwrites=own_buffers)
-                # A cache may hold what it was given.
-                private = not torch.is_grad_enabled() and run.past_key_values is None
-                own_buffers = isinstance(tokens, PackedTokens) and private
+                tokens = packed_tokens(active, shape, mask, past)
             else:
                 tokens = masked_tokens(active, mask)
             if tokens is None:

@@ -7,6 +7,7 @@ If a connection breaks, each repo is as it was, or finished; one that was new ma
 the rest.
 """
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ class UploadArguments:
 
     owner: str = field(metadata={"help": "Account on the Hub; assemble.py must have been told the same."})
     folder: str = field(default="build/hub", metadata={"help": "Folder that assemble.py wrote."})
+    only: str = field(default="", metadata={"help": "A regular expression; repos whose name lacks it are left out."})
     private: bool = field(default=False, metadata={"help": "Make new repos private."})
     revision: str | None = field(
         default=None, metadata={"help": "Branch to upload to, made where it is missing; main by default."}
@@ -46,12 +48,23 @@ class Repo:
     name: str
 
 
-def find_repos(folder: Path, owner: str) -> list[Repo]:
-    """The repos in a folder. Raises a ReleaseError for what cannot be uploaded, and for cards of another owner."""
+def find_repos(folder: Path, owner: str, only: str = "") -> list[Repo]:
+    """The repos in a folder whose name has `only` in it, a regular expression.
+
+    Raises a ReleaseError for what cannot be uploaded, for cards of another owner, and where nothing is left.
+    """
     if not folder.is_dir():
         raise ReleaseError(f"`folder` is {folder}, which does not exist; release/assemble.py writes it.")
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise ReleaseError(f"`only` is {only!r}, but must be a regular expression: {error}.") from error
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    chosen = [path for path in paths if pattern.search(path.name)]
+    if not chosen:
+        raise ReleaseError(f"`only` is {only!r}, but must be found in one of {', '.join(path.name for path in paths)}.")
     repos = []
-    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+    for path in chosen:
         kind = kind_of(path)
         if kind is None:
             raise ReleaseError(f"{path} is no repo that release/assemble.py wrote; take it away.")
@@ -125,7 +138,7 @@ def main() -> None:
     parser = HfArgumentParser(UploadArguments)  # type: ignore[arg-type]
     (arguments,) = parser.parse_args_into_dataclasses()
     try:
-        repos = find_repos(Path(arguments.folder), arguments.owner)
+        repos = find_repos(Path(arguments.folder), arguments.owner, arguments.only)
         if arguments.dry_run:
             print("\n\n".join(describe(repo, arguments) for repo in repos))
             print("\nNothing was uploaded; --no_dry_run uploads.")

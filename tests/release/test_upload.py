@@ -179,6 +179,15 @@ def test_a_dry_run_lists_everything_and_connects_to_nothing(hub, run, assembled,
     assert not hub.requests
 
 
+def test_only_what_is_asked_for_is_uploaded(hub, run, assembled):
+    """One's own model among the released ones."""
+    run(assembled, "--no_dry_run", "--only", f"^anira-{NAME}$")
+    assert set(hub.repos) == {("models", MODEL)}
+    for only, said in (("mine", "must be found in one of .*alignment"), ("(", "must be a regular expression")):
+        with pytest.raises(SystemExit, match=said):
+            run(assembled, "--only", only)
+
+
 def test_mistakes_end_in_one_sentence(hub, run, assembled, releases, tmp_path, monkeypatch):
     for owner in ("another", OWNER[1:]):
         with pytest.raises(SystemExit, match=f"assemble with --owner {owner} first"):
