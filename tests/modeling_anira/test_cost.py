@@ -5,6 +5,8 @@ import torch
 from cases import make_batch, run, small_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from modeling_anira.deciders import DECIDERS
+
 
 class RowCounter:
     """Counts the tokens that go through a module."""
@@ -47,7 +49,7 @@ def test_masked_execution_computes_everything():
     assert counter.rows == 2 * 7 * 6
 
 
-@pytest.mark.parametrize("decider", ["early", "online", "fixed", "stability"])
+@pytest.mark.parametrize("decider", DECIDERS)
 @pytest.mark.parametrize("injection", ["none", "concat"])
 @pytest.mark.parametrize("execution", ["packed", "masked"])
 def test_flops_agree_with_the_flop_counter(decider, injection, execution):

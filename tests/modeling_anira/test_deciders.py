@@ -13,7 +13,7 @@ from modeling_anira import AniraForCausalLM
 from modeling_anira.deciders import DECIDERS, Decider
 from modeling_anira.exits import ExitRule
 
-LEARNED = ["early", "online"]
+LEARNED = [name for name, kind in DECIDERS.items() if kind.learned]
 
 
 def q_of(model, batch):
@@ -47,7 +47,10 @@ def test_online_q_is_that_of_its_alphas():
 @pytest.mark.parametrize("max_depth", [1, 2, 8])
 def test_both_learned_deciders_start_from_the_same_q(max_depth):
     batch = make_batch(0, [(0, 0)] * 2, 6, max_depth)
-    early, online = (q_of(small_model(decisive=False, decider=d, max_depth=max_depth), batch) for d in LEARNED)
+    early, online = (
+        q_of(small_model(decisive=False, decider=decider, max_depth=max_depth), batch)
+        for decider in ("early", "online")
+    )
     alpha = 1 / (1 + math.exp(3))
     wanted = torch.tensor([alpha * (1 - alpha) ** d for d in range(max_depth - 1)] + [(1 - alpha) ** (max_depth - 1)])
     assert torch.allclose(early, wanted.expand_as(early), atol=0.01)

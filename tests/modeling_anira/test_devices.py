@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import make_batch, run, small_model
 
-DECIDERS = ["early", "online", "fixed", "stability"]
+from modeling_anira.deciders import DECIDERS
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from transformers import DynamicCache
 from transformers.modeling_outputs import ModelOutput
 
+from modeling_anira.deciders import DECIDERS
+
 
 @torch.no_grad()
 def check_all_ways_agree(model, batch, seen: Counter) -> None:
@@ -175,7 +177,7 @@ def test_a_tokens_exit_never_changes_an_earlier_tokens_logits(execution):
         assert (outputs[0][position] - outputs[1][position]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("decider", ["early", "online", "fixed", "stability"])
+@pytest.mark.parametrize("decider", DECIDERS)
 @pytest.mark.parametrize("execution", ["masked", "packed"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_rows_of_nothing_but_padding_give_no_nan(decider, execution, attention):
@@ -193,7 +195,7 @@ def test_rows_of_nothing_but_padding_give_no_nan(decider, execution, attention):
         model.eval()
 
 
-@pytest.mark.parametrize("decider", ["early", "online", "fixed", "stability"])
+@pytest.mark.parametrize("decider", DECIDERS)
 @pytest.mark.parametrize("cached", [True, False])
 def test_greedy_generate_of_a_padded_batch_gives_what_each_row_gives_alone(decider, cached):
     model = small_model(decider=decider, max_depth=5)

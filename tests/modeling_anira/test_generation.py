@@ -22,12 +22,12 @@ from versions import needs_transformers
 from words import word_tokenizer
 
 from modeling_anira import AniraForCausalLM
+from modeling_anira.deciders import DECIDERS
 
 PADDING = [(3, 0), (0, 0), (4, 0)]
 NEW = 7
 # No model here makes this token: transformers up to 5.10 cannot look up a prompt without an end token.
 NO_END = 23
-DECIDERS = ["early", "online", "fixed", "stability"]
 
 
 def model_and_batch(decider="online", seed=0, **overrides):

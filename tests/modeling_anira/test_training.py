@@ -8,9 +8,10 @@ from cases import make_batch, run, seeded, small_config, small_model
 from torch import nn
 
 from modeling_anira import AniraForCausalLM, exits
+from modeling_anira.deciders import DECIDERS
 from modeling_anira.objective import compute_loss
 
-LEARNED = ["early", "online"]
+LEARNED = [name for name, kind in DECIDERS.items() if kind.learned]
 
 
 def training_batch(decider, rows=3, length=6, max_depth=4, seed=1, padding=None):
@@ -211,7 +212,7 @@ def test_training_ignores_the_exit_rule_of_the_config(decider):
 def test_two_runs_that_differ_in_the_decider_see_the_same_dropout_and_rows():
     """20 steps: the global random state after each is the same, so dropout masks and whatever rows are drawn are."""
     traces = {}
-    for decider in ("early", "online", "fixed", "stability"):
+    for decider in DECIDERS:
         torch.manual_seed(5)
         model = AniraForCausalLM(small_config(decider=decider, attention_dropout=0.3)).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
