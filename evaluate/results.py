@@ -19,7 +19,7 @@ from claims import judge
 from figures import FIGURES
 from pages import parse_folders_first, render
 from report import ReportError, read_run
-from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+from shares import difference, share
 
 from datasets_scripts.files import write_whole
 
@@ -146,10 +146,8 @@ def _compare(config: str, runs: Metrics) -> list[dict[str, Any]]:
         online, early, fixed, third = (f"{config}-{kind}{seed}" for kind in ("online", "early", "fixed", "fixed-third"))
         for run, less in ((online, fixed), (early, fixed), (third, fixed), (online, third), (early, third)):
             if {run, less} <= runs.keys():
-                difference = _difference(runs[run]["accuracy"], runs[less]["accuracy"])
-                found.append(
-                    {"run": run, "less": less, "flops": runs[run]["flops"] / runs[less]["flops"], **difference}
-                )
+                change = difference(runs[run]["accuracy"], runs[less]["accuracy"])
+                found.append({"run": run, "less": less, "flops": runs[run]["flops"] / runs[less]["flops"], **change})
     return found
 
 
@@ -175,7 +173,7 @@ def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, An
                 "sizes": _sizes(metrics[name]["size_limit"]),
                 "beyond": pooled[name],
                 "less": less if name != base else None,
-                "difference": _difference(pooled[name], pooled[less]) if name != base and less in pooled else None,
+                "difference": difference(pooled[name], pooled[less]) if name != base and less in pooled else None,
             }
         )
     return sorted(rows, key=lambda row: list(plan).index(row["run"]))
@@ -185,20 +183,12 @@ def _pool_beyond(own: dict[str, Any]) -> dict[str, Any]:
     """The accuracy over all rows beyond the sizes of training, with Wilson's 95 % interval."""
     rows = [row for row in own["analyses"]["generalization"]["by_size"] if row["size"] > own["size_limit"]]
     right, count = sum(round(row["accuracy"] * row["n"]) for row in rows), sum(row["n"] for row in rows)
-    low, high = proportion_confint(right, count, method="wilson")
-    return {"value": right / count, "low": float(low), "high": float(high), "n": count}
+    return share(right, count)
 
 
 def _sizes(limit: int) -> tuple[int, int, int]:
     """The largest size of training, and 1.5 and 2 times of it."""
     return limit, -(-3 * limit // 2), 2 * limit
-
-
-def _difference(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Difference of two shares, with Newcombe's 95 % interval."""
-    counts = [(round(share["value"] * share["n"]), share["n"]) for share in (first, second)]
-    low, high = confint_proportions_2indep(*counts[0], *counts[1], method="newcomb")
-    return {"value": first["value"] - second["value"], "low": float(low), "high": float(high)}
 
 
 def write_results(plans: list[Path], out: Path, readme: Path) -> None:
@@ -213,14 +203,17 @@ def write_results(plans: list[Path], out: Path, readme: Path) -> None:
     for name, text in texts.items():
         write_whole(out / f"{name}.json", text)
     for config in _configs({name: json.loads(text) for name, text in texts.items()}):
-        _draw(config, folders, out)
+        drawn = [f"{config}-{decider}" for decider in DECIDERS if (out / f"{config}-{decider}.json").exists()]
+        if elsewhere := [name for name in drawn if name not in folders]:
+            print(f"The figures of {config} are kept as they are: {', '.join(elsewhere)} was evaluated elsewhere.")
+        else:
+            _draw(config, [folders[name] for name in drawn], out)
     write_pages(out, readme)
 
 
-def _draw(config: str, folders: dict[str, Path], out: Path) -> None:
-    """The figures of the runs of seed 0."""
-    names = [f"{config}-{decider}" for decider in DECIDERS if f"{config}-{decider}" in folders]
-    runs = [replace(read_run(folders[name]), name=name.removeprefix(f"{config}-")) for name in names]
+def _draw(config: str, folders: list[Path], out: Path) -> None:
+    """The figures of evaluations of one task."""
+    runs = [replace(read_run(folder), name=folder.parent.name.removeprefix(f"{config}-")) for folder in folders]
     for name, (_, draw) in FIGURES.items() if runs else ():
         found, path = draw(runs), out / f"{config}-{name}.png"
         path.unlink(missing_ok=True)

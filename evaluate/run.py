@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from examples import EvaluationError, load_examples, open_task, spread, take
 from loading import check_tokenizer, digest_weights, load_model
 from measures import mean_depth, measure
 from passes import AGAINST_EXACT, Depths, run_examples, run_given
-from statsmodels.stats.proportion import proportion_confint
+from shares import share_of
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -132,7 +132,7 @@ class Evaluation:
         metrics = without_nan(
             {
                 **self._describe(),
-                "accuracy": rate(examples["correct"]),
+                "accuracy": share_of(examples["correct"]),
                 "depth": mean_depth(tokens[tokens["is_answer"]]),
                 "depth_all": mean_depth(tokens),
                 "depth_histogram": histogram(tokens),
@@ -274,7 +274,7 @@ class Evaluation:
                 {
                     "setting": name,
                     "value": value,
-                    "accuracy": rate(examples["correct"]),
+                    "accuracy": share_of(examples["correct"]),
                     "depth": mean_depth(tokens[tokens["is_answer"]]),
                     "depth_all": mean_depth(tokens),
                     "flops_share": float(examples["flops"].sum() / examples["flops_full"].sum()),
@@ -334,14 +334,9 @@ class Evaluation:
 
 def commonest_answer(batch: Batch) -> float:
     """The share of rows whose own answer is the commonest one: the accuracy of who always gives that."""
-    answers = Counter(batch.tokens[start:end].tobytes() for start, end in _answer_spans(batch))
+    starts, ends = batch.offsets[:-1] + batch.answer_start, batch.offsets[1:]
+    answers = Counter(batch.tokens[start:end].tobytes() for start, end in zip(starts, ends, strict=True))
     return answers.most_common(1)[0][1] / len(batch)
-
-
-def _answer_spans(batch: Batch) -> Iterator[tuple[int, int]]:
-    """Where in `tokens` each answer begins and ends."""
-    for row in range(len(batch)):
-        yield int(batch.offsets[row] + batch.answer_start[row]), int(batch.offsets[row + 1])
 
 
 def _describe_control(
@@ -353,7 +348,7 @@ def _describe_control(
     tokens, examples = answered or given
     return {
         "depths": name,
-        "accuracy": rate(examples["correct"])
+        "accuracy": share_of(examples["correct"])
         if answered
         else {"value": None, "low": None, "high": None, "reason": "only on given answers"},
         "depth": mean_depth(tokens[tokens["is_answer"]]),
@@ -368,7 +363,7 @@ def _describe_control(
 def _mean_of(name: str, examples: pd.DataFrame) -> dict[str, Any]:
     """A mean over examples with its 95 % interval: Wilson's for the share of hits, else 1.96 standard errors."""
     if name == "hit":
-        return rate(examples[name])
+        return share_of(examples[name])
     numbers = examples[name].astype(float)
     margin = 1.96 * float(numbers.std(ddof=1)) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
     mean = float(numbers.mean())
@@ -386,13 +381,6 @@ def fingerprint(model: Any, batches: dict[str, Batch]) -> str:
     for batch in batches.values():
         found.update(batch.tokens.tobytes())
     return found.hexdigest()
-
-
-def rate(correct: pd.Series) -> dict[str, Any]:
-    """A share with Wilson's 95 % interval."""
-    right, count = int(correct.sum()), len(correct)
-    low, high = proportion_confint(right, count, method="wilson")
-    return {"value": right / count, "low": float(low), "high": float(high), "n": count}
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -22,7 +22,8 @@ from accelerate import Accelerator
 from datasets import Dataset, load_dataset
 from loading import load_model, load_tokenizer
 from metrics.alignment.analysis import Statistic, estimate, spearman
-from run import rate, without_nan
+from run import without_nan
+from shares import share_of
 from transformers import HfArgumentParser
 
 LEVELS = ("main", "p1", "p2")
@@ -145,7 +146,7 @@ def measure_levels(table: pd.DataFrame, seed: int) -> dict[str, Any]:
     for level, own in table.groupby("level", sort=False):
         mean = estimate(own, _mean, ("depth",), 500, seed)
         levels[str(level)] = {
-            "accuracy": rate(own["correct"]),
+            "accuracy": share_of(own["correct"]),
             "depth": mean,
             "depth_all": float(own["depth_all"].mean()),
         }

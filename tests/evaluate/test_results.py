@@ -1,10 +1,13 @@
 """The page of results and the README's table are made from what `docs/results` holds, and hold nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from report import ReportError
+import results
+from report import ReportError, Run
 from results import make_page, make_table, put_table, read_metrics, write_pages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,3 +81,27 @@ def test_a_change_is_measured_beyond_the_sizes_of_training_against_the_plans_fir
 def test_a_readme_without_marks_is_refused():
     with pytest.raises(ReportError, match="<!-- results -->"):
         put_table("no marks", "")
+
+
+def test_figures_stay_as_they_are_where_a_run_was_evaluated_on_another_machine(tmp_path, monkeypatch, capsys):
+    """One run on a new machine would have replaced figures of three by figures of one."""
+    monkeypatch.setattr(results, "read_run", lambda folder: Run(str(folder), {}, {}, pd.DataFrame()))
+    drawn = []
+    monkeypatch.setattr(results, "FIGURES", {"cost": ("Cost", lambda runs: drawn.append([run.name for run in runs]))})
+    kept, plan, readme = tmp_path / "kept", tmp_path / "plan", tmp_path / "front.md"
+    readme.write_text("<!-- results -->\n<!-- /results -->\n")
+    kept.mkdir()
+    shutil.copy(KEPT / "brevo-mini-online.json", kept)
+    (kept / "brevo-mini-cost.png").write_bytes(b"of online")
+
+    def evaluate(name):
+        (plan / name / "evaluation").mkdir(parents=True)
+        shutil.copy(KEPT / f"{name}.json", plan / name / "evaluation" / "metrics.json")
+        results.write_results([plan], kept, readme)
+
+    evaluate("brevo-mini-fixed")
+    assert "kept as they are: brevo-mini-online was evaluated elsewhere" in capsys.readouterr().out
+    assert (kept / "brevo-mini-cost.png").read_bytes() == b"of online"
+    assert not drawn
+    evaluate("brevo-mini-online")
+    assert drawn == [["online", "fixed"]]
