@@ -9,11 +9,11 @@ from metrics.decision_timing.analysis import CONTRASTS
 from pages import show
 
 # Spearman's correlation that the paper reports on MANO, BREVO and LANO, on correct items.
-_ALIGNMENT = (0.6, 0.7)
+ALIGNMENT = (0.6, 0.7)
 _SIZE_ALONE_EARLY = 0.28
 # What is less is called none, however sure it is: correlations, what is left of them, differences of shares, iterations
 # that depth goes on rising or falling by beyond the training sizes.
-_LEAST_ALIGNMENT = 0.2
+LEAST_ALIGNMENT = 0.2
 _LEAST_BESIDE = 0.1
 _LEAST_CONTRAST = 0.05
 _LEAST_RISE = 0.05
@@ -92,11 +92,11 @@ def _judge_alignment(value: dict[str, Any], beside: dict[str, Any]) -> str:
     """
     if value["low"] is None or beside["low"] is None:
         return "unknown"
-    if value["high"] < _LEAST_ALIGNMENT or beside["high"] < _LEAST_BESIDE:
+    if value["high"] < LEAST_ALIGNMENT or beside["high"] < _LEAST_BESIDE:
         return "no"
-    if value["low"] < _LEAST_ALIGNMENT or beside["low"] <= 0:
+    if value["low"] < LEAST_ALIGNMENT or beside["low"] <= 0:
         return "unknown"
-    return "yes" if value["low"] >= _ALIGNMENT[0] else "partly"
+    return "yes" if value["low"] >= ALIGNMENT[0] else "partly"
 
 
 def _generalization(limit: int, deepest: int, name: str, found: dict[str, Any]) -> Claim:
@@ -200,7 +200,9 @@ def _decision_timing(decider: str, name: str, found: dict[str, Any]) -> Claim:
     contrasts = [own[name] for own in found.values() for name in CONTRASTS if own.get(name) is not None]
     if contrasts:
         values = [contrast["value"] for contrast in contrasts]
-        ours += f"; difference {min(values):.2f} to {max(values):.2f}, by depth and by what else is known"
+        ours += (
+            f"; the first less the second {min(values):.2f} to {max(values):.2f}, by depth and by what else is known"
+        )
     signs = {0 if abs(contrast["value"]) < _LEAST_CONTRAST else _sign(contrast) for contrast in contrasts}
     if signs not in ({1}, {-1}):
         return Claim(finding, paper, name, ours, "unknown")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pages import name_depths
 
 _COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
 _DEPTHS = plt.get_cmap("YlOrRd")
@@ -251,7 +252,7 @@ def _list_costs(runs: Sequence[Run]) -> pd.DataFrame:
             rows.append({"run": run.name, "kind": point["setting"], "label": point["value"], **_pick(point)})
         for point in run.metrics["controls"]:
             if point["accuracy"]["value"] is not None:
-                rows.append({"run": run.name, "kind": "control", "label": point["depths"], **_pick(point)})
+                rows.append({"run": run.name, "kind": "control", "label": name_depths(point["depths"]), **_pick(point)})
     return pd.DataFrame(rows)
 
 

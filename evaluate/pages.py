@@ -9,17 +9,23 @@ from transformers import HfArgumentParser
 
 
 def show(estimate: dict[str, Any] | None, digits: int = 2) -> str:
-    """An estimate as text: value and 95 % interval, or the reason why there is none."""
+    """An estimate as text: value and 95 % interval, if that can be seen at so many digits, or the reason for none."""
     if not estimate or estimate.get("value") is None:
         return f"not defined: {(estimate or {}).get('reason', 'not measured')}"
     value = f"{estimate['value']:.{digits}f}"
     if estimate.get("low") is None:
         return value
-    return f"{value} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
+    low, high = (f"{estimate[bound]:.{digits}f}" for bound in ("low", "high"))
+    return value if low == value == high else f"{value} ({low} to {high})"
+
+
+def name_depths(control: str) -> str:
+    """How pages call a control; a decider is called `fixed` too."""
+    return "one depth" if control == "fixed" else control
 
 
 def render(template: Path, **content: Any) -> str:
-    """A Markdown template filled in. It has `show` as the filter `estimate`."""
+    """A Markdown template filled in. Filters: `estimate` (`show`) and `depths` (`name_depths`)."""
     # A name that the template asks for and nobody gave is an error, not an empty place.
     environment = Environment(
         loader=FileSystemLoader(template.parent),
@@ -28,7 +34,7 @@ def render(template: Path, **content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["estimate"] = show
+    environment.filters.update(estimate=show, depths=name_depths)
     return environment.get_template(template.name).render(**content)
 
 

@@ -18,7 +18,7 @@ from claims import judge
 from figures import FIGURES, Run
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from measures import read_evaluations
-from pages import parse_folders_first, show
+from pages import name_depths, parse_folders_first, show
 
 from datasets_scripts.files import write_whole
 
@@ -167,7 +167,7 @@ def _list_controls(run: Run) -> list[dict[str, str]]:
     return [
         {
             "run": run.name,
-            "depths": point["depths"],
+            "depths": name_depths(point["depths"]),
             "accuracy": show(point["accuracy"], 3),
             "depth": show(point["depth"]),
             "depth_all": show(point["depth_all"]),

@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import yaml
-from claims import judge
+from claims import ALIGNMENT, LEAST_ALIGNMENT, judge
 from figures import FIGURES
 from pages import parse_folders_first, render
 from report import ReportError, read_run
@@ -56,6 +56,7 @@ def make_page(metrics: Metrics, figures: set[str]) -> str:
         _HERE / "results.md.jinja",
         chapters=[_make_chapter(config, main, figures) for config in _configs(main)],
         verdicts=_list_verdicts(main),
+        rules={"alignment": ALIGNMENT[0], "least": LEAST_ALIGNMENT},
         changes=_compare_beyond({name: own for name, own in metrics.items() if name in tried}, tried),
         older=[name for name, own in main.items() if "places" not in own["analyses"]],
         missing=[name for name in (*planned, *tried) if name not in metrics],
@@ -65,7 +66,10 @@ def make_page(metrics: Metrics, figures: set[str]) -> str:
 def make_table(metrics: Metrics) -> str:
     """The table of the README: one line a task and decider, seed 0, and `fixed` trained at a third of D."""
     names = [f"{config}-{kind}" for config in _configs(metrics) for kind in (*DECIDERS, "fixed-third")]
-    rows = [(name, metrics[name], _control_accuracies(metrics[name])) for name in names if name in metrics]
+    rows = [
+        (name, own, _control_accuracies(own), metrics.get(f"{own['config']}-fixed", {}).get("flops_full"))
+        for name, own in ((name, metrics[name]) for name in names if name in metrics)
+    ]
     return render(_HERE / "results_table.md.jinja", rows=rows)
 
 

@@ -136,6 +136,7 @@ def make_card(checkpoint: Checkpoint, owner: str) -> str:
         analyses=checkpoint.metrics["analyses"],
         task=task,
         description=describe(task).strip(),
+        settings={name: value for name, value in vars(task.config).items() if isinstance(value, int)},
         example=_find_example(task),
     )
     return f"---\n{_make_header(checkpoint, owner).to_yaml()}\n---\n{text}"
