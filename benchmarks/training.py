@@ -72,7 +72,7 @@ def main() -> None:
     )
     seconds = batch_seconds(batches)
     shares = [{"model": name, "share of a step": seconds / timing.seconds} for name, timing in timings.items()]
-    print_report(f"making a batch: {1000 * seconds:.2f} ms", shares, device)
+    print_report(f"making a batch, noise for `early` included: {1000 * seconds:.2f} ms", shares, device)
 
 
 def kept_bytes(model: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> int:

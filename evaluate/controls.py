@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from examples import spread
+from accelerate.utils import broadcast_object_list
+from examples import spread, take
 from passes import Depths, run_examples
 
 from datasets_scripts import Batch, Task
@@ -14,11 +15,6 @@ from datasets_scripts import Batch, Task
 # Halvings of the stability threshold's range, on a logarithmic scale.
 _HALVINGS = 12
 _ROWS_FOR_THRESHOLD = 256
-
-
-def learned(options: dict[str, Any]) -> Depths:
-    """The model's own depths."""
-    return Depths("learned", options)
 
 
 def full_depth(depth: int) -> Depths:
@@ -110,22 +106,24 @@ def with_stability(model: Any, threshold: float) -> Any:
     return other.to(device=model.device, dtype=model.dtype).eval()
 
 
-def matched_stability(model: Any, task: Task, batch: Batch, mean_depth: float, batch_size: int, seed: int) -> Any:
-    """The model with the stability threshold whose mean depth over all tokens is nearest to `mean_depth`."""
+def matched_stability(
+    model: Any, task: Task, batch: Batch, bounds: dict[str, int], mean_depth: float, batch_size: int, seed: int
+) -> Any:
+    """The model with the stability threshold whose mean depth over all tokens is nearest to `mean_depth`.
+
+    On some of the batch's examples. `bounds`: `min_depth` and `max_depth` to run it with, if not the config's. All
+    processes have the main one's threshold.
+    """
+    some = take(batch, spread(_ROWS_FOR_THRESHOLD, len(batch)))
     low, high = 1e-4, 10.0
     for _ in range(_HALVINGS):
         middle = (low * high) ** 0.5
-        tokens, _ = run_examples(
-            with_stability(model, middle), task, batch, Depths("stability", {}), 0, batch_size, seed
-        )
+        depths = Depths("stability", bounds)
+        tokens, _ = run_examples(with_stability(model, middle), task, some, depths, 0, batch_size, seed)
         # The higher the threshold, the earlier a token counts as stable.
         low, high = (low, middle) if tokens["exit_depth"].mean() < mean_depth else (middle, high)
-    return with_stability(model, (low * high) ** 0.5)
-
-
-def rows_for_threshold(batch: Batch) -> np.ndarray:
-    """The examples on which the threshold is found: not too many of the batch."""
-    return spread(_ROWS_FOR_THRESHOLD, len(batch))
+    (threshold,) = broadcast_object_list([(low * high) ** 0.5])
+    return with_stability(model, threshold)
 
 
 def histogram(tokens: pd.DataFrame) -> dict[str, list[int]]:

@@ -162,7 +162,7 @@ def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, An
     """
     base = next(iter(plan))
     usual = plan[base]["set"]
-    pooled = {name: _pool_beyond(own) for name, own in metrics.items()}
+    pooled = {name: _pool_beyond(name, own) for name, own in metrics.items()}
     rows = []
     for name in plan.keys() & metrics.keys():
         settings = set(plan[name]["set"])
@@ -183,9 +183,12 @@ def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, An
     return sorted(rows, key=lambda row: list(plan).index(row["run"]))
 
 
-def _pool_beyond(own: dict[str, Any]) -> dict[str, Any]:
-    """The accuracy over all rows beyond the sizes of training, with Wilson's 95 % interval."""
-    rows = [row for row in own["analyses"]["generalization"]["by_size"] if row["size"] > own["size_limit"]]
+def _pool_beyond(name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The accuracy over all rows beyond the sizes of training. Raises a ReportError if a run has none."""
+    found = own["analyses"]["generalization"].get("by_size", [])
+    rows = [row for row in found if row["size"] > own["size_limit"]]
+    if not rows:
+        raise ReportError(f"The run {name} has no rows beyond the sizes of its training; evaluate it on those too.")
     right, count = sum(round(row["accuracy"] * row["n"]) for row in rows), sum(row["n"] for row in rows)
     return share(right, count)
 

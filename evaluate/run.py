@@ -30,12 +30,10 @@ from accelerate import Accelerator
 from controls import (
     full_depth,
     histogram,
-    learned,
     matched_random,
     matched_stability,
     one_depth,
     oracle,
-    rows_for_threshold,
 )
 from examples import EvaluationError, load_examples, open_task, spread, take
 from loading import check_tokenizer, digest_weights, load_model
@@ -55,6 +53,9 @@ ROOT = Path(__file__).resolve().parent.parent
 GIVEN = ("nll", "hit", *AGAINST_EXACT)
 # What figures depend on beside the data and the model. (Sampled answers depend on the last two.)
 OPTIONS = ("rows", "sweep_rows", "resamples", "batch_size", "part_rows")
+# Token table and example table.
+BothTables = tuple[pd.DataFrame, pd.DataFrame]
+
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -109,22 +110,23 @@ class Evaluation:
         if arguments.training_log and not Path(arguments.training_log).is_file():
             raise EvaluationError(f"`training_log` is {arguments.training_log}, but must be a file.")
         self.model = load_model(arguments.model, arguments.revision).to(self.accelerator.device)
+        self._check_length()
         self._open_folder()
         self.begun = time.perf_counter()
 
     def run(self) -> dict[str, Any]:
         """Answers, controls, analyses; what metrics.json holds."""
         arguments, main_split = self.arguments, self.arguments.splits[0]
-        own = learned(self._own_options())
+        own = Depths("learned", self._own_options())
         tables = {split: self._answer(split, own, self.model) for split in arguments.splits}
         given = self._read_given(main_split, own, self.model)
-        if self.accelerator.is_main_process:
+        if given is not None:
             for split, both in {**tables, f"{main_split}-given": given}.items():
                 for kind, table in zip(("tokens", "examples"), both, strict=True):
                     write_table(table, self.out / split / f"{kind}.parquet")
         controls = self._run_controls(main_split, tables[main_split], given) if arguments.controls else []
         sweep = self._sweep(main_split)
-        if not self.accelerator.is_main_process:
+        if given is None:
             self.accelerator.wait_for_everyone()
             return {}
         tokens, examples = tables[main_split]
@@ -158,6 +160,16 @@ class Evaluation:
         said = {name: getattr(self.model.generation_config, name, None) for name in CONFIG_OPTIONS}
         return {name: value for name, value in said.items() if value is not None}
 
+    def _check_length(self) -> None:
+        """Refuses rows that `generate` would refuse, before the first is answered."""
+        longest = max(int(batch.answer_start.max()) for batch in self.batches.values())
+        config = self.model.config
+        if longest > config.max_position_embeddings and config.rope_parameters["rope_type"] != "dynamic":
+            raise EvaluationError(
+                f"The `max_position_embeddings` of {self.arguments.model} is {config.max_position_embeddings}, but "
+                f"prompts of {self.arguments.config} have up to {longest} tokens."
+            )
+
     def _open_folder(self) -> None:
         """Makes the folder, or takes up what it holds. Refuses that of another evaluation."""
         # What answers do not depend on may be added or changed when the command is run again.
@@ -172,7 +184,7 @@ class Evaluation:
             if differing:
                 raise EvaluationError(
                     f"{self.out} holds an evaluation whose {', '.join(differing)} differ (the fingerprint is that of "
-                    "the weights and of the rows); choose another --out."
+                    "the weights, the model's settings and the rows); choose another --out."
                 )
         elif self.out.exists() and any(self.out.iterdir()):
             raise EvaluationError(f"`out` is {self.out}, which holds something else; choose a new folder.")
@@ -183,9 +195,7 @@ class Evaluation:
             write_whole(kept, json.dumps({**settings, "commit": read_commit()}, indent=1))
         self.accelerator.wait_for_everyone()
 
-    def _answer(
-        self, split: str, depths: Depths, model: Any, batch: Batch | None = None
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def _answer(self, split: str, depths: Depths, model: Any, batch: Batch | None = None) -> BothTables:
         """(token table, example table) of a split with these depths; parts that are there are not run again.
 
         `batch`: some of its examples, where not all are answered; `depths` is then named for them.
@@ -219,39 +229,43 @@ class Evaluation:
         ]
         return both[0], both[1]
 
-    def _read_given(self, split: str, depths: Depths, model: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The tables of the dataset's own answers, given to the model."""
+    def _read_given(self, split: str, depths: Depths, model: Any) -> BothTables | None:
+        """The tables of the dataset's own answers, given to the model, on the main process, which alone reads them."""
+        if not self.accelerator.is_main_process:
+            return None
         return run_given(model, self.task, self.batches[split], depths, 0, self.arguments.batch_size)
 
     def _run_controls(
         self,
         split: str,
-        answered: tuple[pd.DataFrame, pd.DataFrame],
-        given: tuple[pd.DataFrame, pd.DataFrame],
+        answered: BothTables,
+        given: BothTables | None,
     ) -> list[dict[str, Any]]:
-        """One row for the learned model, full depth, and each control: accuracy, depths, FLOPs, and likelihoods."""
+        """One row for the learned model, full depth, and each control: accuracy, depths, FLOPs, and likelihoods.
+
+        All processes answer; none but the main one, which has `given`, gets rows.
+        """
         model, task, batch, arguments = self.model, self.task, self.batches[split], self.arguments
         tokens = answered[0]
         mean, deepest, seed = float(tokens["exit_depth"].mean()), model.config.max_depth, arguments.seed
-        rows = [_describe_control("learned", answered, given)]
+        options = self._own_options()
+        bounds: dict[str, int] = {name: options[name] for name in options if name in ("min_depth", "max_depth")}
         choices: dict[str, Callable[[], tuple[Depths, Any]]] = {
             "full": lambda: (full_depth(deepest), model),
             "fixed": lambda: (one_depth(mean, deepest, task, batch, seed), model),
             "random": lambda: (matched_random(tokens, task, batch, seed), model),
             "stability": lambda: (
-                Depths("stability", {}),
-                matched_stability(
-                    model, task, take(batch, rows_for_threshold(batch)), mean, arguments.batch_size, seed
-                ),
+                Depths("stability", bounds),
+                matched_stability(model, task, batch, bounds, mean, arguments.batch_size, seed),
             ),
         }
+        found: list[tuple[str, BothTables | None, BothTables | None]] = [("learned", answered, given)]
         for name, choose in choices.items():
             depths, runner = choose()
-            rows.append(
-                _describe_control(name, self._answer(split, depths, runner), self._read_given(split, depths, runner))
-            )
-        dealt = self._read_given(split, oracle(given[0], task, batch), model)
-        return [*rows, _describe_control("oracle", None, dealt)]
+            found.append((name, self._answer(split, depths, runner), self._read_given(split, depths, runner)))
+        if given is not None:
+            found.append(("oracle", None, self._read_given(split, oracle(given[0], task, batch), model)))
+        return [_describe_control(name, own, read) for name, own, read in found if read is not None]
 
     def _sweep(self, split: str) -> list[dict[str, Any]]:
         """Accuracy against cost as `max_depth` moves, and `exit_quantile` if the exit rule reads it."""
@@ -339,11 +353,7 @@ def commonest_answer(batch: Batch) -> float:
     return answers.most_common(1)[0][1] / len(batch)
 
 
-def _describe_control(
-    name: str,
-    answered: tuple[pd.DataFrame, pd.DataFrame] | None,
-    given: tuple[pd.DataFrame, pd.DataFrame],
-) -> dict[str, Any]:
+def _describe_control(name: str, answered: BothTables | None, given: BothTables) -> dict[str, Any]:
     """A row of the table of controls; without answers, depths are those on the dataset's own."""
     tokens, examples = answered or given
     return {
@@ -373,11 +383,10 @@ def _mean_of(name: str, examples: pd.DataFrame) -> dict[str, Any]:
 def fingerprint(model: Any, batches: dict[str, Batch]) -> str:
     """A hash of what answers depend on: the weights, the settings, and the rows."""
     found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    found.update(model.config.to_json_string().encode())
-    found.update(model.generation_config.to_json_string().encode())
+    found.update(digest_weights(model.state_dict()).encode())
+    for config in (model.config, model.generation_config):
+        settings = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
+        found.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for batch in batches.values():
         found.update(batch.tokens.tobytes())
     return found.hexdigest()

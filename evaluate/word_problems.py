@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, load_dataset
+from examples import spread
 from loading import load_model, load_tokenizer
 from metrics.alignment.analysis import Statistic, estimate, spearman
 from run import without_nan
@@ -82,8 +83,7 @@ def load_problems(source: str, level: str, rows: int, seed: int) -> Dataset:
     if source == "templates":
         return make_problems(level, rows, seed)
     problems = load_dataset(source, level, split="test")
-    count = min(rows, len(problems))
-    return problems.select(np.arange(count) * len(problems) // max(1, count))
+    return problems.select(spread(rows, len(problems)))
 
 
 def make_prompt(question: str) -> str:

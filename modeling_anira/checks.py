@@ -11,8 +11,8 @@ from transformers.utils.generic import TransformersKwargs
 if TYPE_CHECKING:
     from .configuration_anira import AniraConfig
 
-# What transformers passes through a model to its attention functions (`cache` and what follows: continuous batching).
-_FORWARDED = frozenset(TransformersKwargs.__annotations__) | {
+# What continuous batching passes through a model to its attention functions.
+_PAGED = {
     "cache",
     "block_table",
     "read_index",
@@ -21,7 +21,14 @@ _FORWARDED = frozenset(TransformersKwargs.__annotations__) | {
     "logits_processor_args",
     "max_seqlen_q",
     "max_seqlen_k",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
 }
+# What others may: the attention functions in use here read none of these outside of continuous batching.
+_UNREAD = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "output_router_logits"}
+_FORWARDED = frozenset(TransformersKwargs.__annotations__) - _UNREAD
 
 
 # What a caller can say about depths, in a forward and in `generate`.
@@ -50,10 +57,13 @@ def require(condition: bool, name: str, value: Any, allowed: str) -> None:
 
 def check_keywords(kwargs: dict[str, Any]) -> None:
     """Raises a TypeError for a forward argument that nobody would read, such as a misspelt one."""
+    read = _FORWARDED | _PAGED if "cache" in kwargs else _FORWARDED
     for name in kwargs:
-        if name not in _FORWARDED:
+        if name not in read:
             near = difflib.get_close_matches(name, CALL_OPTIONS, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
+            if name in _UNREAD:
+                hint = "; `position_ids` that start again say where a packed sequence begins"
             raise TypeError(f"forward() got an unexpected argument `{name}`{hint}")
     if kwargs.get("is_causal") is False and "cache" not in kwargs:  # continuous batching says it, and gives masks
         refuse("is_causal", "False", "left out: this model is causal (a 4-D `attention_mask` says who sees whom)")
@@ -149,14 +159,23 @@ def check_exit_noise(exit_noise: torch.Tensor | None, shape: tuple[int, ...], un
         refuse("exit_noise", f"between {exit_noise.min().item()} and {exit_noise.max().item()}", "in [0, 1)")
 
 
-def check_attention_mask(mask: torch.Tensor | None, shape: tuple[int, int], past: int) -> None:
-    """A mask for (B, T) new tokens must be (B, past + T), or (B or 1, 1, T, S) and so the same for all heads."""
+def check_attention_mask(
+    mask: torch.Tensor | None, shape: tuple[int, int], past: int, room: int | None = None, paged: bool = False
+) -> None:
+    """
+    A mask for (B, T) new tokens must be (B, past + T), or (B or 1, 1, T, S) and so the same for all heads.
+
+    `room`: Tokens that a static cache can hold, which S may be too. `paged`: S is the length of pages, under continuous
+    batching.
+    """
     if mask is None:
         return
     batch, length = shape
     if mask.dim() == 4:
-        fits = mask.shape[0] in (1, batch) and mask.shape[1] == 1 and mask.shape[2] == length
-        require(fits, "attention_mask", tuple(mask.shape), f"of shape ({batch} or 1, 1, {length}, keys)")
+        keys = [past + length] if room is None else [past + length, room]
+        fits = mask.shape[0] in (1, batch) and mask.shape[1:3] == (1, length) and (paged or mask.shape[3] in keys)
+        allowed = " or ".join(map(str, keys))
+        require(fits, "attention_mask", tuple(mask.shape), f"of shape ({batch} or 1, 1, {length}, {allowed})")
         kind = mask.dtype == torch.bool or mask.is_floating_point()
         require(kind, "attention_mask", mask.dtype, "in 4-D torch.bool, or of floating point and added to the scores")
     else:

@@ -255,9 +255,10 @@ def check_exit_rule(
         f"'quantile' or 'sample' with `decider={config.decider!r}`: the mode of q is known ahead of the first "
         f"iteration only with {[name for name, kind in DECIDERS.items() if kind.plans_ahead]}",
     )
-    require(0 < exit_quantile <= 1, "exit_quantile", exit_quantile, "above 0 and at most 1")
+    number = isinstance(exit_quantile, int | float) and not isinstance(exit_quantile, bool)
+    require(number and 0 < exit_quantile <= 1, "exit_quantile", exit_quantile, "a number above 0 and at most 1")
     for name, depth in (("min_depth", min_depth), ("max_depth", max_depth)):
-        require(isinstance(depth, int), name, depth, "an integer")
+        require(isinstance(depth, int) and not isinstance(depth, bool), name, depth, "an integer")
     require(1 <= max_depth <= config.max_depth, "max_depth", max_depth, f"from 1 to the model's own {config.max_depth}")
     require(1 <= min_depth <= max_depth, "min_depth", min_depth, f"from 1 to `max_depth` ({max_depth})")
 

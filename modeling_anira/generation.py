@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -23,6 +23,9 @@ from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, Generat
 
 from .checks import CALL_OPTIONS, check_no_rule_in_training, refuse, require
 from .versions import CACHE
+
+if TYPE_CHECKING:
+    from .configuration_anira import AniraConfig
 
 # The options that a generation config can hold; the others are tensors or a generator.
 CONFIG_OPTIONS = ("min_depth", "max_depth", "exit_quantile", "exit_rule")
@@ -65,8 +68,18 @@ def cache_length(cache: Cache | None) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
+def cache_room(cache: Cache | None) -> int | None:
+    """Tokens that a static cache can hold; None for others."""
+    return None if cache is None or not cache.layers else getattr(cache.layers[0], "max_cache_len", None)
+
+
 class DepthRecord:
-    """The depths of one call of `generate`, and which rows have finished."""
+    """
+    The depths of one call of `generate`, and which rows have finished.
+
+    `offset` and `virtual` count tokens: those that the model sees before what `sequences` begins with (a cached prefix,
+    or embeddings), and those before all that prompt and prefix tuning add, whose depths are not returned.
+    """
 
     def __init__(self) -> None:
         self._forwards: list[tuple[int, torch.Tensor]] = []
@@ -74,7 +87,7 @@ class DepthRecord:
         self.prompt_length = 0
         self.offset = 0
         self.exact = False
-        self.virtual = 0  # tokens before the sequence, which prompt and prefix tuning add behind `generate`'s back
+        self.virtual = 0
 
     def open(self, prompt_length: int, sequence_length: int, exact: bool) -> None:
         """
@@ -168,7 +181,7 @@ def _with_depths(decode: Callable) -> Callable:
         assisted = decode is GenerationMixin._assisted_decoding
         record.open(max(seen, 0 if embeds is None else embeds.shape[1]), input_ids.shape[1], exact=not assisted)
         _check_sampled_exits(self, kwargs)
-        check_length(record.prompt_length, self.config.max_position_embeddings)
+        check_length(record.prompt_length, self.config)
         for name in ("exit_depths", "exit_noise"):
             if kwargs.get(name) is not None:
                 expand = max(config.num_beams or 1, config.num_return_sequences or 1)
@@ -211,8 +224,11 @@ def _check_sampled_exits(model: Any, kwargs: dict[str, Any]) -> None:
         refuse("exit_rule", "'sample' with `use_cache=False`", "used with a cache, or with `exit_noise`")
 
 
-def check_length(length: int, longest: int) -> None:
+def check_length(length: int, config: "AniraConfig") -> None:
     """A prompt, with what a given cache holds, must fit the model."""
+    if config.rope_parameters["rope_type"] == "dynamic":  # type: ignore[index]
+        return  # which stretches to any length beyond `max_position_embeddings`
+    longest = config.max_position_embeddings
     allowed = f"at most {longest}, this model's `max_position_embeddings`"
     require(length <= longest, "input_ids", f"{length} tokens long", allowed)
 
@@ -337,7 +353,7 @@ class AniraGenerationMixin(GenerationMixin):
             if name in CALL_OPTIONS:
                 refuse(name, "given to continuous batching", _BATCHING_READS)
         for prompt in inputs:
-            check_length(len(prompt), self.config.max_position_embeddings)
+            check_length(len(prompt), self.config)
         attention = self.config._attn_implementation
         try:
             return super().generate_batch(inputs, *args, **kwargs)

@@ -42,7 +42,7 @@ from .cost import Flops, count_flops
 from .deciders import Decider, ExitHead, Readout, at_least_fp32, build_decider, own_randomness
 from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
 from .freeze import AllTokens, TokenSet, masked_tokens, packed_tokens
-from .generation import AniraGenerationMixin, DepthRecord, cache_length
+from .generation import AniraGenerationMixin, DepthRecord, cache_length, cache_room
 from .objective import compute_loss, expected_depth
 from .versions import CACHE
 
@@ -486,7 +486,7 @@ class AniraModel(AniraPreTrainedModel):
         check_cache(past_key_values, config, shape[0])
         past = cache_length(past_key_values)
 
-        check_attention_mask(attention_mask, shape, past)
+        check_attention_mask(attention_mask, shape, past, cache_room(past_key_values), paged="cache" in kwargs)
         real, padded = self._real_tokens(attention_mask, shape, inputs_embeds.device)
         rule = self._exit_rule(exit_rule, exit_quantile, min_depth, max_depth, exit_depths)
         check_exit_depths(exit_depths, shape, real, config.max_depth)

@@ -118,6 +118,7 @@ def _call(command: list[str], log: Path, jobs: int) -> str:
     # More threads than cores wait for one another by spinning, a hundred times as slow.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     with log.open("a") as opened:
+        before = opened.tell()
         done = subprocess.run(
             [sys.executable, *command],
             cwd=ROOT,
@@ -126,13 +127,15 @@ def _call(command: list[str], log: Path, jobs: int) -> str:
             stderr=subprocess.STDOUT,
             check=False,
         )
-    said = log.read_text().splitlines() or [f"it ended with {done.returncode}, without a word"]
-    return "" if done.returncode == 0 else f"{said[-1]} (all of it in {log})"
+    said = log.read_bytes()[before:].decode(errors="replace").splitlines() or ["nothing"]
+    return "" if done.returncode == 0 else f"it ended with {done.returncode} and said last: {said[-1]} (all in {log})"
 
 
 def main() -> None:
     """Carries out the plan; exits with what failed, after the rest is done."""
     (arguments,) = HfArgumentParser(PlanArguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    if arguments.jobs < 1:
+        sys.exit(f"experiments.py: `jobs` is {arguments.jobs}, but must be at least 1.")
     try:
         runs = read_plan(Path(arguments.plan), arguments.only)
     except PlanError as error:

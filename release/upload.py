@@ -61,6 +61,8 @@ def find_repos(folder: Path, owner: str, only: str = "") -> list[Repo]:
         raise ReleaseError(f"`only` is {only!r}, but must be a regular expression: {error}.") from error
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     chosen = [path for path in paths if pattern.search(path.name)]
+    if not paths:
+        raise ReleaseError(f"`folder` is {folder}, which is empty; release/assemble.py fills it.")
     if not chosen:
         raise ReleaseError(f"`only` is {only!r}, but must be found in one of {', '.join(path.name for path in paths)}.")
     repos = []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from datasets_scripts.vocabulary import BOS, EOS, PAD, WORDS
 from modeling_anira import AniraConfig, AniraForCausalLM
-from modeling_anira.deciders import DECIDERS
+from modeling_anira.deciders import DECIDERS, Decider, ExitHead
 
 VOCAB = 23
 TOLERANCE = 1e-4
@@ -30,6 +30,11 @@ def small_config(**overrides) -> AniraConfig:
     return AniraConfig(**{**settings, **overrides})
 
 
+def exit_head(decider: Decider) -> ExitHead:
+    """What a learned decider puts its logits out by."""
+    return next(module for module in decider.modules() if isinstance(module, ExitHead))
+
+
 def small_model(seed: int = 0, decisive: bool = True, **overrides) -> AniraForCausalLM:
     """A small model in eval mode; `decisive`: its decider tells states apart, so that several depths occur."""
     device = torch.get_default_device()
@@ -38,9 +43,9 @@ def small_model(seed: int = 0, decisive: bool = True, **overrides) -> AniraForCa
     with torch.device("cpu"), torch.no_grad():
         model = AniraForCausalLM(small_config(**overrides)).eval()
         if decisive and model.model.decider.learned:
-            head = model.model.decider.mlp.exit_head
+            head = exit_head(model.decider)
             head.weight.normal_(std=3.0)
-            head.bias.fill_(0.0 if model.config.decider == "early" else -0.5)
+            head.bias.fill_(0.0 if model.decider.plans_ahead else -0.5)
     return model.to(device)
 
 
@@ -52,7 +57,7 @@ def task_model(decider: str = "online", **changes) -> AniraForCausalLM:
     config = AniraConfig(**{**vocabulary, **sizes, "decider": decider, "decider_bias": 0.0, **changes})
     model = AniraForCausalLM(config).eval()
     if model.decider.learned:
-        torch.nn.init.normal_(model.decider.mlp.exit_head.weight, std=2.0)
+        torch.nn.init.normal_(exit_head(model.decider).weight, std=2.0)
     return model
 
 

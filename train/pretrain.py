@@ -38,9 +38,6 @@ from datasets_scripts.files import write_whole
 from modeling_anira import AniraForCausalLM
 from modeling_anira.exits import noise_shape
 
-# Apple's GPUs have no fp64.
-_PRECISE = {True: torch.float64, False: torch.float32}
-
 
 @dataclass
 class RunArguments:
@@ -201,7 +198,7 @@ class Pretraining:
     def _train_step(self, micro_batches: list[dict[str, Any]]) -> tuple[dict[str, float], bool]:
         """One optimiser step: what is logged of it, over all processes, and whether one of them was asked to stop."""
         accelerator, weight = self.accelerator, self.recipe.pressure(self.step)
-        sums = torch.zeros(7, dtype=_PRECISE[accelerator.device.type != "mps"], device=accelerator.device)
+        sums = torch.zeros(7, dtype=_summing_dtype(accelerator.device), device=accelerator.device)
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with accelerator.no_sync(self.model) if not last else nullcontext():
@@ -251,7 +248,7 @@ class Pretraining:
         answer = (places >= batch["answer_start"].to(device)[:, None] - 1) & (places < lengths - 1)
         depths = output.exit_depths
         counts = (depths.sum(), real.sum(), (depths * answer).sum(), answer.sum(), torch.zeros((), device=device))
-        precise = _PRECISE[device.type != "mps"]
+        precise = _summing_dtype(device)
         parts = torch.stack([part.detach().to(precise) for part in (ce, kl, *counts)])
         return ce + weight * kl, parts
 
@@ -328,6 +325,11 @@ def _leave_signals_to_the_run(worker: int) -> None:
     """A signal to the whole group must not take the batches away before the run has written its checkpoint."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _summing_dtype(device: torch.device) -> torch.dtype:
+    """What losses are summed in: fp64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _due(step: int, every: int) -> bool:

@@ -501,8 +501,11 @@ def test_a_model_with_a_least_depth_is_swept_from_there_on(data, tmp_path):
     model = task_model("online")
     model.generation_config.min_depth = 2
     metrics = evaluate_model(
-        tmp_path / "out", save(tmp_path / "model", model), data, "mano-mini", sweep_rows=8, controls=False
+        tmp_path / "out", save(tmp_path / "model", model), data, "mano-mini", sweep_rows=8, controls=True
     )
+    # The control was free to exit at 1, where the learned model was not.
+    (stability,) = (point for point in metrics["controls"] if point["depths"] == "stability")
+    assert stability["depth_all"]["low"] >= 2
     swept = [point["value"] for point in metrics["sweep"] if point["setting"] == "max_depth"]
     assert swept == list(range(2, model.config.max_depth + 1))
 
@@ -549,7 +552,7 @@ def test_the_stability_threshold_is_found(data):
     }
     assert found[0.01] >= found[0.3] >= found[1.0]
     target = (max(found.values()) + min(found.values())) / 2
-    tuned = matched_stability(model, task, batch, target, 30, 0)
+    tuned = matched_stability(model, task, batch, {}, target, 30, 0)
     depth = run_examples(tuned, task, batch, Depths("s", {}), 0, 30, 0)[0]["exit_depth"].mean()
     assert depth == pytest.approx(target, abs=0.5)
 
@@ -734,3 +737,20 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path, data, evaluated):
     )
     with pytest.raises(EvaluationError, match="differs from the dataset's"):
         evaluate_model(tmp_path / "a", other, data)
+    # Once a traceback of `generate`, when the first split had been answered.
+    short = save(tmp_path / "short", task_model("early", max_position_embeddings=4))
+    with pytest.raises(
+        EvaluationError, match=r"`max_position_embeddings` of .*short is 4, but prompts of mano-mini have"
+    ):
+        evaluate_model(tmp_path / "a", short, data, config="mano-mini")
+
+
+def test_a_run_goes_on_under_another_release_of_transformers(monkeypatch):
+    """Configs say which one saved them: a stopped evaluation was refused after an update, and weights were blamed."""
+    model = task_model("early")
+    before = run.fingerprint(model, {})
+    monkeypatch.setattr("transformers.__version__", "99.0")
+    monkeypatch.setattr("transformers.configuration_utils.__version__", "99.0")
+    assert run.fingerprint(model, {}) == before
+    model.generation_config.exit_quantile = 0.3
+    assert run.fingerprint(model, {}) != before

@@ -76,6 +76,9 @@ def test_a_change_is_measured_beyond_the_sizes_of_training_against_the_plans_fir
     # Newcombe (1998), method 10: from the Wilson intervals 0.2241..0.2778 and 0.2724..0.3291.
     assert cells[8] == "-0.050 (-0.089 to -0.011)"
     assert "## brevo-mini\n" not in page
+    for failed in ({"by_size": []}, {"reason": "too few"}):
+        with pytest.raises(ReportError, match="brevo-mini-x-base has no rows beyond"):
+            make_page({"brevo-mini-x-base": {**metrics, "analyses": {"generalization": failed}}}, set())
 
 
 def test_a_readme_without_marks_is_refused():

@@ -85,7 +85,12 @@ BAD_CALLS = [
     ({"inputs_embeds": torch.zeros(2, 3, 16)}, ["input_ids", "inputs_embeds", "together"]),
     ({"attention_mask": IDS[:, :2]}, ["attention_mask", "(2, 2)", "(2, 3)"]),
     ({"attention_mask": torch.ones(2, 9)}, ["attention_mask", "(2, 9)", "(2, 3)"]),
-    ({"attention_mask": torch.ones(2, 2, 3, 3)}, ["attention_mask", "(2, 2, 3, 3)", "(2 or 1, 1, 3, keys)"]),
+    ({"attention_mask": torch.ones(2, 2, 3, 3)}, ["attention_mask", "(2, 2, 3, 3)", "(2 or 1, 1, 3, 3)"]),
+    # One key for all: it was broadcast, and every token saw what follows it.
+    (
+        {"attention_mask": torch.ones(2, 1, 3, 1, dtype=torch.bool)},
+        ["attention_mask", "(2, 1, 3, 1)", "(2 or 1, 1, 3, 3)"],
+    ),
     ({"input_ids": IDS[:, :0]}, ["input_ids", "(2, 0)", "at least one token"]),
     ({"input_ids": IDS[:0]}, ["input_ids", "(0, 3)", "at least one token"]),
     ({"input_ids": IDS.float()}, ["input_ids", "float32", "int64"]),
@@ -117,6 +122,8 @@ BAD_CALLS = [
     ({"exit_noise": torch.rand(2, 3)}, ["exit_noise", "left out", "quantile", "sample"]),
     ({"exit_noise": torch.rand(2, 3), "exit_depths": DEPTHS}, ["exit_noise", "left out", "exit_depths"]),
     ({"max_depth": 2.0}, ["max_depth", "2.0", "integer"]),
+    ({"min_depth": True}, ["min_depth", "True", "integer"]),
+    ({"exit_quantile": "0.5"}, ["exit_quantile", "'0.5'", "a number above 0"]),
     ({"labels": IDS, "logits_to_keep": 1}, ["logits_to_keep", "1", "labels"]),
     ({"output_attentions": True}, ["output_attentions", "sdpa", "eager"]),
     ({"past_key_values": DynamicCache(config=small_config(max_depth=5))}, ["past_key_values", "12 slots", "10 slots"]),
@@ -148,6 +155,23 @@ def test_a_cache_of_another_width_or_batch_is_refused():
 def test_a_misspelt_argument_is_not_swallowed():
     with pytest.raises(TypeError, match=r"exit_dephts.*exit_depths"):
         MODEL(IDS, exit_dephts=DEPTHS)
+
+
+def test_borders_of_packed_sequences_that_nobody_would_read_are_refused():
+    """`DataCollatorWithFlattening(return_flash_attn_kwargs=True)`: tokens attended across them, without a word."""
+    for name in ("cu_seq_lens_q", "seq_idx"):
+        with pytest.raises(TypeError, match=rf"`{name}`; `position_ids` that start again"):
+            MODEL(IDS, **{name: torch.tensor([0, 2, 3])})
+
+
+def test_a_mask_of_four_dimensions_may_reach_as_far_as_a_static_cache():
+    cache = StaticCache(config=MODEL.config, max_cache_len=8)
+    mask = torch.ones(3, 8, dtype=torch.bool).tril().expand(2, 1, 3, 8)
+    found = MODEL(IDS, attention_mask=mask, past_key_values=cache)
+    assert torch.allclose(found.logits, MODEL(IDS).logits, atol=1e-6)
+    cache = StaticCache(config=MODEL.config, max_cache_len=8)
+    with pytest.raises(ValueError, match=r"\(2 or 1, 1, 3, 3 or 8\)"):
+        MODEL(IDS, attention_mask=mask[..., :7], past_key_values=cache)
 
 
 def test_packed_training_of_a_learned_decider_is_refused():

@@ -6,6 +6,8 @@ from cases import make_batch, small_model
 
 from modeling_anira.deciders import DECIDERS
 
+LEARNED = [name for name, kind in DECIDERS.items() if kind.learned]
+
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
@@ -30,10 +32,10 @@ def test_inference_compiles_whole_and_agrees(decider, padding):
     assert torch.allclose(plain.logits[batch.real], fast.logits[batch.real], atol=1e-4)
 
 
-@pytest.mark.parametrize("decider", ["early", "online", "fixed"])
+@pytest.mark.parametrize("decider", [*LEARNED, "fixed"])
 def test_training_compiles_whole_and_agrees(decider):
     model = small_model(decider=decider, max_depth=3).train()
-    batch = make_batch(0, [(2, 0), (0, 1)], 6, 3, noise_depth=3 if decider == "early" else 0)
+    batch = make_batch(0, [(2, 0), (0, 1)], 6, 3, noise_depth=3 if DECIDERS[decider].plans_ahead else 0)
     labels = batch.input_ids.masked_fill(~batch.real, -100)
     arguments = {"attention_mask": batch.attention_mask, "labels": labels, "exit_noise": batch.noise}
     results = []
@@ -47,7 +49,7 @@ def test_training_compiles_whole_and_agrees(decider):
         assert torch.allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("decider", ["early", "online"])
+@pytest.mark.parametrize("decider", LEARNED)
 def test_noise_is_drawn_inside_a_compiled_step(decider):
     model = small_model(decider=decider, max_depth=3).train()
     step = compiled(model, "aot_eager")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +82,19 @@ def test_decider_weights_follow_the_global_seed():
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+def test_the_decider_of_contributing_goes_through_what_tests_of_deciders_do(monkeypatch):
+    """It was promised that they run over DECIDERS, and they ended in an AttributeError under any other learned one."""
+    text = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
+    code = text[text.index("## A new decider") :].split("```python\n")[1].split("```")[0]
+    monkeypatch.setitem(DECIDERS, "geometric", None)  # taken out again afterwards
+    exec(code, {})
+    batch = make_batch(0, [(2, 0), (0, 0)], 8, 5)
+    model = small_model(decider="geometric", max_depth=5)
+    masked, packed = (run(model, batch, execution) for execution in ("masked", "packed"))
+    assert masked.exit_depths[batch.real].unique().numel() > 1
+    assert torch.equal(masked.exit_depths, packed.exit_depths)
 
 
 def test_a_new_decider_is_one_class_and_one_line(monkeypatch):

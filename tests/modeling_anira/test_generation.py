@@ -385,6 +385,14 @@ def test_without_a_cache_only_exits_that_are_drawn_are_refused():
     assert generate(model, batch, exit_rule="sample", use_cache=False).exit_depths.max() == 5
 
 
+def test_dynamic_positions_take_prompts_beyond_their_first_length():
+    """`generate` refused what `forward` took: under this kind `max_position_embeddings` is where stretching begins."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    model = small_model(max_position_embeddings=8, rope_parameters=rope)
+    prompt = torch.arange(1, 13)[None]
+    assert model.generate(prompt, max_new_tokens=3, do_sample=False, eos_token_id=None).shape == (1, 15)
+
+
 def test_a_prompt_longer_than_the_model_is_refused():
     model, _ = model_and_batch()
     ids = torch.ones(1, 65, dtype=torch.int64)

@@ -14,7 +14,7 @@ import cards
 import pytest
 import yaml
 from conftest import NAME, OWNER
-from pages import show
+from pages import name_depths, show
 from repos import NOBODY, ReleaseError
 
 from datasets_scripts import get_task
@@ -85,6 +85,9 @@ def test_every_number_is_measured(checkpoint):
     assert numbers_of_prose(cards.make_card(moved, OWNER)) != numbers_of_prose(cards.make_card(found, OWNER))
 
 
+BOUNDS = {"value": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
+
+
 def test_the_card_says_what_was_measured(checkpoint):
     found = cards.read_checkpoint(checkpoint)
     card, metrics = cards.make_card(found, OWNER), found.metrics
@@ -99,10 +102,11 @@ def test_the_card_says_what_was_measured(checkpoint):
     )
     assert f"| mean over the answer | all | {row} |" in card
     for point in metrics["controls"]:
-        assert f"| {point['depths']} | {show(point['accuracy'], 3)} |" in card
+        assert f"| {name_depths(point['depths'])} | {show(point['accuracy'], 3)} |" in card
     for row in metrics["analyses"]["generalization"]["by_size"]:
         mark = ", beyond training" if row["size"] > metrics["size_limit"] else ""
-        assert f"| {row['size']}{mark} | {row['n']} | {row['accuracy']:.3f} (" in card
+        accuracy = {bound: row[name] for bound, name in BOUNDS.items()}
+        assert f"| {row['size']}{mark} | {row['n']} | {show(accuracy, 3)} |" in card
     assert f"distribution has reached {found.generation['exit_quantile']}" in card
 
 

@@ -30,7 +30,9 @@ def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, da
     plan = write_plan(tmp_path, broken=broken, good=RUN)
     command = ["x", "--plan", str(plan), "--out", str(tmp_path / "runs"), "--dataset", str(dataset)]
     monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match=r"^broken: training failed: .*`stepps` is no setting of a recipe"):
+    with pytest.raises(
+        SystemExit, match=r"(?s)^broken: training failed: it ended with 1 .*`stepps` is no setting of a recipe"
+    ):
         experiments.main()
     good = tmp_path / "runs" / "good"
     written = (good / "evaluation" / "metrics.json").stat().st_mtime_ns
@@ -54,6 +56,18 @@ def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, da
     assert all(torch.equal(own, trained.state_dict()[name]) for name, own in model.state_dict().items())
     assert AutoTokenizer.from_pretrained(folder)("<bos>").input_ids == [2]
     assert "anira-good" in (folder / "README.md").read_text()
+
+
+def test_a_command_that_dies_is_not_known_by_what_an_earlier_one_said(tmp_path, monkeypatch):
+    """Killed for want of memory, a run "failed" with the last line of its progress, or of the run before."""
+    log = tmp_path / "log.txt"
+    log.write_text("an earlier run's last line\n")
+    error = experiments._call(["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], log, 1)
+    assert error.startswith("it ended with -9 and said last: nothing")
+    assert experiments._call(["-c", "print('done')"], log, 1) == ""
+    monkeypatch.setattr(sys, "argv", ["x", "--plan", "none", "--out", str(tmp_path), "--jobs", "0"])
+    with pytest.raises(SystemExit, match="`jobs` is 0, but must be at least 1"):
+        experiments.main()
 
 
 def test_bad_plans_are_refused_by_what_is_wrong(tmp_path):

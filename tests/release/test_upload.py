@@ -194,6 +194,9 @@ def test_mistakes_end_in_one_sentence(hub, run, assembled, releases, tmp_path, m
             run(assembled, owner=owner)
     with pytest.raises(SystemExit, match="does not exist"):
         run(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"is empty; release/assemble\.py fills it"):
+        run(tmp_path / "empty")
     (releases[0] / "notes").mkdir()
     with pytest.raises(SystemExit, match="notes is no repo"):
         run(releases[0])
