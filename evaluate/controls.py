@@ -37,7 +37,7 @@ def one_depth(mean: float, max_depth: int, task: Task, batch: Batch, seed: int) 
     return Depths("fixed", {}, forced)
 
 
-def matched_random(tokens: pd.DataFrame, task: Task, batch: Batch, seed: int) -> Depths:
+def matched_random(tokens: pd.DataFrame, task: Task, batch: Batch, seed: int, answers_only: bool = False) -> Depths:
     """Depths drawn for every token from those that the learned model gave at the same place.
 
     Places count from `<ans>`: the histogram of the prompt's tokens by their distance to it, and of the answer's.
@@ -45,7 +45,9 @@ def matched_random(tokens: pd.DataFrame, task: Task, batch: Batch, seed: int) ->
     Args:
         tokens: Token table of the learned model.
         batch: Examples to draw for.
+        answers_only: Whether prompts keep the depths that the learned model gave them.
     """
+    prompts = _prompt_depths(tokens)
     start = tokens[tokens["is_answer"]].groupby("example")["position"].min()
     places = tokens["position"] - tokens["example"].map(start)
     pools: dict[int, np.ndarray] = {
@@ -59,8 +61,14 @@ def matched_random(tokens: pd.DataFrame, task: Task, batch: Batch, seed: int) ->
         rng = np.random.default_rng([seed, row])
         answer = int(batch.answer_start[row]) - 1
         length = int(max(answer + 1 + longest, batch.offsets[row + 1] - batch.offsets[row]))
-        forced.append([int(rng.choice(pools[min(max(place - answer, least), largest)])) for place in range(length)])
-    return Depths("random", {}, forced)
+        drawn = [int(rng.choice(pools[min(max(place - answer, least), largest)])) for place in range(length)]
+        forced.append([*prompts[row], *drawn[answer:]] if answers_only else drawn)
+    return Depths("random answers" if answers_only else "random", {}, forced)
+
+
+def _prompt_depths(tokens: pd.DataFrame) -> list[list[int]]:
+    """The depths of each example's tokens before `<ans>`, in the order of examples."""
+    return tokens[~tokens["is_answer"]].groupby("example")["exit_depth"].agg(list).tolist()
 
 
 def oracle(tokens: pd.DataFrame, task: Task, batch: Batch) -> Depths:
@@ -74,14 +82,13 @@ def oracle(tokens: pd.DataFrame, task: Task, batch: Batch) -> Depths:
         batch: Examples, with their own answers.
     """
     labels = task.label(batch)
-    prompts = tokens[~tokens["is_answer"]].groupby("example")["exit_depth"].agg(list)
-    first_example = int(tokens["example"].min())
+    prompts = _prompt_depths(tokens)
     given = np.sort(tokens.loc[tokens["is_answer"], "exit_depth"].to_numpy())
     where, hardness = [], []
     forced = []
     for row in range(len(batch)):
         first, last = int(batch.offsets[row]), int(batch.offsets[row + 1])
-        kept = prompts.loc[first_example + row]
+        kept = prompts[row]
         forced.append([*kept, *[0] * (last - first - 1 - len(kept)), 1])
         # To the position that predicts the last token, which itself is not run.
         for position in range(int(batch.answer_start[row]) - 1, last - first - 1):

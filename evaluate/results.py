@@ -19,7 +19,7 @@ from claims import ALIGNMENT, LEAST_ALIGNMENT, judge
 from figures import FIGURES
 from pages import parse_folders_first, render
 from report import ReportError, read_run
-from shares import difference, share
+from shares import difference, paired_difference, share, unpack
 
 from datasets_scripts.files import write_whole
 
@@ -150,9 +150,22 @@ def _compare(config: str, runs: Metrics) -> list[dict[str, Any]]:
         online, early, fixed, third = (f"{config}-{kind}{seed}" for kind in ("online", "early", "fixed", "fixed-third"))
         for run, less in ((online, fixed), (early, fixed), (third, fixed), (online, third), (early, third)):
             if {run, less} <= runs.keys():
-                change = difference(runs[run]["accuracy"], runs[less]["accuracy"])
-                found.append({"run": run, "less": less, "flops": runs[run]["flops"] / runs[less]["flops"], **change})
+                flops = runs[run]["flops"] / runs[less]["flops"]
+                found.append({"run": run, "less": less, "flops": flops, **_subtract(runs[run], runs[less])})
     return found
+
+
+def _subtract(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The first run's accuracy less the second's, on the same rows.
+
+    `paired`: whether both say which rows they answered, as evaluations do since 2026-11-26; else the interval takes
+    them for independent.
+    """
+    count = first["accuracy"]["n"]
+    if "correct" in first and "correct" in second:
+        both = (unpack(own["correct"], count) for own in (first, second))
+        return {**paired_difference(*both), "paired": True}
+    return {**difference(first["accuracy"], second["accuracy"]), "paired": False}
 
 
 def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ from examples import EvaluationError, load_examples, open_task, spread, take
 from loading import check_tokenizer, digest_weights, load_model
 from measures import mean_depth, measure
 from passes import AGAINST_EXACT, Depths, run_examples, run_given
-from shares import share_of
+from shares import pack, share_of
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -135,6 +135,7 @@ class Evaluation:
             {
                 **self._describe(),
                 "accuracy": share_of(examples["correct"]),
+                "correct": pack(examples["correct"]),
                 "depth": mean_depth(tokens[tokens["is_answer"]]),
                 "depth_all": mean_depth(tokens),
                 "depth_histogram": histogram(tokens),
@@ -254,6 +255,7 @@ class Evaluation:
             "full": lambda: (full_depth(deepest), model),
             "fixed": lambda: (one_depth(mean, deepest, task, batch, seed), model),
             "random": lambda: (matched_random(tokens, task, batch, seed), model),
+            "random answers": lambda: (matched_random(tokens, task, batch, seed, answers_only=True), model),
             "stability": lambda: (
                 Depths("stability", bounds),
                 matched_stability(model, task, batch, bounds, mean, arguments.batch_size, seed),

@@ -24,6 +24,7 @@ from examples import EvaluationError, load_examples, open_task, spread, take
 from figures import Run, put_legend
 from passes import Depths, run_examples, run_given
 from scipy import stats
+from shares import unpack
 
 from datasets_scripts import build, make_tokenizer
 from datasets_scripts.vocabulary import EOS, WORDS
@@ -481,7 +482,7 @@ def test_a_log_that_is_not_there_is_not_taken_for_one_without_evaluations(tmp_pa
 def test_controls_are_at_equal_mean_depth(evaluated):
     metrics = read(evaluated / "online")
     rows = {row["depths"]: row for row in metrics["controls"]}
-    assert set(rows) == {"learned", "full", "fixed", "random", "stability", "oracle"}
+    assert set(rows) == {"learned", "full", "fixed", "random", "random answers", "stability", "oracle"}
     learned = rows["learned"]["depth_all"]["value"]
     assert rows["fixed"]["depth_all"]["value"] == pytest.approx(learned, abs=0.1)
     assert rows["full"]["flops_share"] == 1.0
@@ -489,6 +490,10 @@ def test_controls_are_at_equal_mean_depth(evaluated):
     assert rows["random"]["depth_all"]["value"] == pytest.approx(learned, abs=0.5)
     assert rows["stability"]["depth_all"]["value"] == pytest.approx(learned, abs=0.6)
     assert rows["oracle"]["accuracy"]["value"] is None
+    # On given answers the prompt's tokens are the learned ones', so what differs is the answer's alone.
+    assert rows["random answers"]["given_nll"]["value"] != rows["learned"]["given_nll"]["value"]
+    examples = pd.read_parquet(evaluated / "online" / "test" / "examples.parquet")
+    assert unpack(metrics["correct"], len(examples)).tolist() == examples["correct"].tolist()
     depths = [point["depth_all"]["value"] for point in metrics["sweep"] if point["setting"] == "exit_quantile"]
     assert depths == sorted(depths)
     capped = [point for point in metrics["sweep"] if point["setting"] == "max_depth"]
@@ -538,6 +543,10 @@ def test_random_and_oracle_depths_keep_the_learned_histogram(data):
     assert set(flat) <= set(tokens["exit_depth"])
     assert matched_random(tokens, task, batch, seed=0).forced == random
     assert matched_random(tokens, task, batch, seed=1).forced != random
+    answers = matched_random(tokens, task, batch, seed=0, answers_only=True).forced
+    for row, start in enumerate(batch.answer_start - 1):
+        assert answers[row][:start] == prompts[row]
+        assert answers[row][start:] == random[row][start:]
 
 
 def test_the_stability_threshold_is_found(data):

@@ -1,12 +1,15 @@
 """The page of results and the README's table are made from what `docs/results` holds, and hold nothing else."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import results
+import shares
 from report import ReportError, Run
 from results import make_page, make_table, put_table, read_metrics, write_pages
 
@@ -53,6 +56,23 @@ def test_differences_have_newcombes_interval():
     }
     # Newcombe (1998), method 10: from the Wilson intervals 0.9577..0.9789 and 0.9015..0.9353.
     assert f"| {config}-fixed-third | {config}-fixed | -0.050 (-0.071 to -0.030) |" in make_page(runs, set())
+
+
+def test_runs_that_say_which_rows_they_answered_are_compared_row_by_row():
+    """Of 1,000 rows one run has 40 wrong, the other the same and 10 more: which independent samples might not show."""
+    right = np.arange(1000) >= 40
+    metrics = json.loads((ROOT / "checkpoints" / "brevo-mini-fixed" / "metrics.json").read_text())
+    runs = {}
+    for name, own in (("fixed", right), ("fixed-third", np.arange(1000) >= 50)):
+        correct = pd.Series(own)
+        runs[f"brevo-mini-{name}"] = {**metrics, "accuracy": shares.share_of(correct), "correct": shares.pack(correct)}
+    (line,) = (line for line in make_page(runs, set()).splitlines() if "third | brevo-mini-fixed |" in line)
+    # McNemar: ten rows against none. The binomial's own interval of 10 in 1,000 is 0.005 to 0.018.
+    low, high = (float(number) for number in re.search(r"-0\.010 \((.*) to (.*)\), paired", line).groups())
+    assert low == pytest.approx(-0.016, abs=0.002)
+    assert high == pytest.approx(-0.004, abs=0.002)
+    same = shares.paired_difference(right, right)
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_a_change_is_measured_beyond_the_sizes_of_training_against_the_plans_first_run():
