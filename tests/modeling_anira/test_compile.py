@@ -35,7 +35,9 @@ def test_inference_compiles_whole_and_agrees(decider, padding):
 @pytest.mark.parametrize("decider", [*LEARNED, "fixed"])
 def test_training_compiles_whole_and_agrees(decider):
     model = small_model(decider=decider, max_depth=3).train()
-    batch = make_batch(0, [(2, 0), (0, 1)], 6, 3, noise_depth=3 if DECIDERS[decider].plans_ahead else 0)
+    batch = make_batch(
+        0, [(2, 0), (0, 1)], 6, 3, noise_depth=3 if decider in LEARNED and DECIDERS[decider].plans_ahead else 0
+    )
     labels = batch.input_ids.masked_fill(~batch.real, -100)
     arguments = {"attention_mask": batch.attention_mask, "labels": labels, "exit_noise": batch.noise}
     results = []
