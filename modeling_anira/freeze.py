@@ -124,22 +124,22 @@ class PackedTokens:
 
     def __init__(
         self,
+        active: torch.Tensor,
         index: torch.Tensor,
-        shape: tuple[int, int],
         attention_mask: torch.Tensor | None,
         past: int,
     ) -> None:
         """
         Args:
-            index (N,): Positions of the active tokens in the flattened (B * T), ascending, at least one.
-            shape: (B, T).
+            active (B, T): Bool, at least one of them.
+            index (N,): Their positions in the flattened (B * T), ascending.
             attention_mask: (B or 1, 1, T, S), bool or additive, the same for all heads; None for plain causality.
             past: Number of cached tokens before this call.
         """
-        self.index, self.shape, self.past = index, shape, past
+        self.index, self.shape, self.past = index, active.shape, past
         self.attention_mask = attention_mask
         self._packed_mask: torch.Tensor | None = None
-        batch, length = shape
+        length = active.shape[1]
         # Attention needs a rectangle: row r of it holds the active queries of the r-th row that has any.
         self.query_index: torch.Tensor | None = None  # None: the active tokens fill it, in order
         if length == 1:
@@ -147,9 +147,11 @@ class PackedTokens:
             self.column, self.width = torch.zeros_like(index), 1
             return
         self.row, self.column = index // length, index % length
-        counts = torch.bincount(self.row, minlength=batch)
-        self.rows = counts.nonzero().squeeze(1)
-        self.width = int(counts.max())
+        counts = active.sum(1)
+        # Read once: whatever is asked of a GPU's tensor here stops until all that was launched is done.
+        per_row = counts.tolist()
+        self.width = max(per_row)
+        self.rows = counts.nonzero().squeeze(1) if 0 in per_row else torch.arange(len(per_row), device=index.device)
         if index.numel() < self.rows.numel() * self.width:
             starts = (counts.cumsum(0) - counts)[self.row]
             place = torch.arange(index.numel(), device=index.device) - starts
@@ -218,7 +220,6 @@ def masked_tokens(active: torch.Tensor | None, attention_mask: torch.Tensor | No
 
 def packed_tokens(
     active: torch.Tensor | None,
-    shape: tuple[int, int],
     attention_mask: torch.Tensor | None,
     past: int,
 ) -> TokenSet | None:
@@ -227,7 +228,6 @@ def packed_tokens(
 
     Args:
         active: (B, T) bool, or None for all.
-        shape: (B, T).
         attention_mask, past: As for `PackedTokens`.
 
     Returns:
@@ -240,4 +240,4 @@ def packed_tokens(
         return None
     if index.numel() == active.numel():
         return AllTokens(attention_mask)
-    return PackedTokens(index, shape, attention_mask, past)
+    return PackedTokens(active, index, attention_mask, past)

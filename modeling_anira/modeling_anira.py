@@ -560,7 +560,7 @@ class AniraModel(AniraPreTrainedModel):
         mask, taken = run.everyone.attention_mask, 0
         for depth in range(1, greatest + 1):
             active = None if depth <= least and not padded else exits.active(depth)
-            tokens = packed_tokens(active, shape, mask, past) if packed else masked_tokens(active, mask)
+            tokens = packed_tokens(active, mask, past) if packed else masked_tokens(active, mask)
             if tokens is None:
                 break
             taken = depth
