@@ -10,7 +10,6 @@ last checkpoint; one whose recipe has changed since is refused.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "train"))
 
 import yaml
+from names import choose
 from recipe import RecipeError, list_differences, read_kept, read_recipe
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -62,10 +62,6 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
         raise PlanError(f"The plan {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise PlanError(f"The plan {path} must be a mapping of runs, NAME: {{recipe: ...}}.")
-    try:
-        pattern = re.compile(only)
-    except re.error as error:
-        raise PlanError(f"`only` is {only!r}, but must be a regular expression: {error}") from error
     runs = []
     for name, settings in content.items():
         known = settings if isinstance(settings, dict) else {}
@@ -77,11 +73,9 @@ def read_plan(path: Path, only: str = "") -> list[Planned]:
         for part in ("set", "evaluate"):
             if not isinstance(settings.get(part, []), list):
                 raise PlanError(f"`{part}` of the run {name} is {settings[part]!r}, but must be a list.")
-        if pattern.search(str(name)):
-            runs.append(Planned(str(name), **settings))
-    if not runs:
-        raise PlanError(f"`only` is {only!r}, but must be found in one of {', '.join(map(str, content))}.")
-    return runs
+        runs.append(Planned(str(name), **settings))
+    chosen = choose((run.name for run in runs), only, PlanError)
+    return [run for run in runs if run.name in chosen]
 
 
 def carry_out(run: Planned, arguments: PlanArguments) -> str:

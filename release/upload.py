@@ -7,12 +7,12 @@ If a connection breaks, each repo is as it was, or finished; one that was new ma
 the rest.
 """
 
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from names import choose
 from repos import Kind, ReleaseError, kind_of, list_files
 from transformers import HfArgumentParser
 
@@ -55,18 +55,12 @@ def find_repos(folder: Path, owner: str, only: str = "") -> list[Repo]:
     """
     if not folder.is_dir():
         raise ReleaseError(f"`folder` is {folder}, which does not exist; release/assemble.py writes it.")
-    try:
-        pattern = re.compile(only)
-    except re.error as error:
-        raise ReleaseError(f"`only` is {only!r}, but must be a regular expression: {error}.") from error
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    chosen = [path for path in paths if pattern.search(path.name)]
-    if not paths:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not names:
         raise ReleaseError(f"`folder` is {folder}, which is empty; release/assemble.py fills it.")
-    if not chosen:
-        raise ReleaseError(f"`only` is {only!r}, but must be found in one of {', '.join(path.name for path in paths)}.")
     repos = []
-    for path in chosen:
+    for name in choose(names, only, ReleaseError):
+        path = folder / name
         kind = kind_of(path)
         if kind is None:
             raise ReleaseError(f"{path} is no repo that release/assemble.py wrote; take it away.")
