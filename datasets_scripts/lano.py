@@ -40,6 +40,7 @@ class LanoConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(isinstance(self.grammar, Grammar), "grammar", self.grammar, "a Grammar, as Grammar.read gives")
         shortest, longest = self.grammar.shortest, self.grammar.longest
         require(self.max_size >= shortest, "max_size", self.max_size, f"at least {shortest}, the shortest sentence")
         allowed = f"at most {longest}, the longest sentence of the grammar"

@@ -29,6 +29,12 @@ class TaskConfig:
     extrapolation_size: int
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                value = getattr(self, field.name)
+                # Python takes True for 1.
+                whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+                require(whole, field.name, value, "a whole number")
         require(self.min_size >= 1, "min_size", self.min_size, "at least 1")
         require(self.max_size >= self.min_size, "max_size", self.max_size, f"at least min_size={self.min_size}")
         allowed = f"at least max_size={self.max_size}"

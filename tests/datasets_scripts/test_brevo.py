@@ -202,6 +202,10 @@ def test_the_order_of_the_edges_does_not_make_another_instance():
     ("fields", "message"),
     [
         ({"min_size": 2}, "`min_size` is 2"),
+        # Once an error of Python's, a traceback of NumPy's, and taken for 1.
+        ({"max_size": "four"}, "`max_size` is 'four', but must be a whole number"),
+        ({"max_size": 4.5}, "`max_size` is 4.5, but must be a whole number"),
+        ({"num_letters": True}, "`num_letters` is True, but must be a whole number"),
         ({"num_names": 100}, "`extrapolation_size` is 220, but must be at most 100"),
         ({"num_names": 300}, "`num_names` is 300"),
         ({"num_letters": 4}, "num_letters"),
