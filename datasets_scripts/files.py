@@ -1,7 +1,8 @@
-"""Text files that outlive a kill: written whole or not at all, and logs whose last line may be cut."""
+"""Text files that outlive a kill, written whole or not at all; logs whose last line may be cut; made parts of a text."""
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def fill_block(text: str, name: str, content: str) -> str:
+    """`text` with `content` between its lines `<!-- name -->` and `<!-- /name -->`. A ValueError if it lacks them."""
+    block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not block.search(text):
+        raise ValueError(f"There is no <!-- {name} --> ... <!-- /{name} -->.")
+    return block.sub(lambda found: f"{found[1]}{content}{found[2]}", text)

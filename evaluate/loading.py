@@ -20,7 +20,9 @@ def load_model(name: str, revision: str | None) -> Any:
     """The ANIRA model of a folder or Hub name, in eval mode. Raises an EvaluationError if it is none."""
     _refuse_other_folders(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise EvaluationError(f"The model {name} cannot be loaded: {error}") from error
     if model.config.model_type != "anira":

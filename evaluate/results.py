@@ -7,7 +7,6 @@ page that is made from both.
 """
 
 import json
-import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from claims import ALIGNMENT, LEAST_ALIGNMENT, judge
 from figures import FIGURES
 from pages import parse_folders_first, render
 from report import ReportError, read_run
-from shares import difference, paired_difference, share, unpack
+from shares import Share, difference, paired_difference, pool, unpack
 
-from datasets_scripts.files import write_whole
+from datasets_scripts.files import fill_block, write_whole
 
 _HERE = Path(__file__).parent
 _RELEASE = _HERE.parent / "release"
@@ -29,7 +28,6 @@ _PLAN, _EXTRAPOLATION = _RELEASE / "mini.yaml", _RELEASE / "extrapolation.yaml"
 
 DECIDERS = ("online", "early", "fixed")
 _DOTS_PER_INCH = 75
-_BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 Metrics = dict[str, dict[str, Any]]  # metrics.json by the name of the run
 
@@ -196,14 +194,13 @@ def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, An
     return sorted(rows, key=lambda row: list(plan).index(row["run"]))
 
 
-def _pool_beyond(name: str, own: dict[str, Any]) -> dict[str, Any]:
+def _pool_beyond(name: str, own: dict[str, Any]) -> Share:
     """The accuracy over all rows beyond the sizes of training. Raises a ReportError if a run has none."""
     found = own["analyses"]["generalization"].get("by_size", [])
     rows = [row for row in found if row["size"] > own["size_limit"]]
     if not rows:
         raise ReportError(f"The run {name} has no rows beyond the sizes of its training; evaluate it on those too.")
-    right, count = sum(round(row["accuracy"] * row["n"]) for row in rows), sum(row["n"] for row in rows)
-    return share(right, count)
+    return pool(rows)
 
 
 def _sizes(limit: int) -> tuple[int, int, int]:
@@ -246,14 +243,7 @@ def write_pages(out: Path, readme: Path) -> None:
     """Writes the page of `out`, and the table of the README, from what `out` holds."""
     metrics = read_metrics(out)
     write_whole(out / "README.md", make_page(metrics, {path.name for path in out.glob("*.png")}))
-    write_whole(readme, put_table(readme.read_text(), make_table(metrics)))
-
-
-def put_table(text: str, table: str) -> str:
-    """The text with the table between its two marks. Raises a ReportError if it has none."""
-    if not _BLOCK.search(text):
-        raise ReportError("The README has no <!-- results --> ... <!-- /results -->.")
-    return _BLOCK.sub(lambda found: f"{found[1]}{table}{found[2]}", text)
+    write_whole(readme, fill_block(readme.read_text(), "results", make_table(metrics)))
 
 
 def main() -> None:
@@ -261,7 +251,7 @@ def main() -> None:
     parsed = parse_folders_first(ResultsArguments, "--plans")
     try:
         write_results([Path(plan) for plan in parsed.plans], Path(parsed.out), Path(parsed.readme))
-    except (ReportError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"results.py: {error}")
     print(f"Wrote {parsed.out}/README.md")
 

@@ -22,6 +22,11 @@ def share_of(flags: pd.Series) -> Share:
     return share(int(flags.sum()), len(flags))
 
 
+def pool(sizes: list[dict[str, Any]]) -> Share:
+    """The share of rows that are right over sizes, each with its `accuracy` over `n` rows."""
+    return share(sum(round(own["accuracy"] * own["n"]) for own in sizes), sum(own["n"] for own in sizes))
+
+
 def pack(flags: pd.Series) -> str:
     """A column of booleans as text, eight to a byte."""
     return base64.b64encode(np.packbits(flags.to_numpy(bool)).tobytes()).decode()

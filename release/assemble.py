@@ -43,7 +43,7 @@ class AssembleArguments:
 def assemble(arguments: AssembleArguments) -> list[Path]:
     """Writes all repos, and returns their folders. Raises a ReleaseError before writing if something is missing."""
     out, owner, dataset = Path(arguments.out), arguments.owner, Path(arguments.dataset)
-    found = sorted(path.parent for path in Path("checkpoints").glob("*/config.json"))
+    found = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))
     checkpoints = [Path(folder) for folder in arguments.checkpoints] or found
     if not checkpoints:
         raise ReleaseError("There is no checkpoint in checkpoints/; name folders with --checkpoints.")

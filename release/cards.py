@@ -23,6 +23,7 @@ sys.path.append(str(ROOT / "evaluate"))
 
 from loading import digest_weights
 from pages import parse_folders_first, render
+from shares import Share, pool
 
 PAPER = "2602.08864"
 
@@ -134,6 +135,7 @@ def make_card(checkpoint: Checkpoint, owner: str) -> str:
         recipe=_flatten(checkpoint.recipe),
         metrics=checkpoint.metrics,
         analyses=checkpoint.metrics["analyses"],
+        beyond=_pool_sizes(checkpoint.metrics),
         task=task,
         description=describe(task).strip(),
         settings={name: value for name, value in vars(task.config).items() if isinstance(value, int)},
@@ -177,6 +179,19 @@ def _list_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
         )
         for kind, name, split, value in found
     ]
+
+
+def _pool_sizes(metrics: dict[str, Any]) -> dict[str, Share | float] | None:
+    """Accuracy and depth up to the largest size of training and beyond; None if there is nothing beyond."""
+    limit, found = metrics["size_limit"], metrics["analyses"]["generalization"]
+    sizes = found.get("by_size", [])
+    within, further = ([row for row in sizes if (row["size"] > limit) == far] for far in (False, True))
+    largest = [row for row in sizes if row["size"] == limit]
+    # Where answers are sampled, no prompt asks for a size, and what is long is what the model wrote.
+    if not largest or not further or "kl" in metrics["given"]:
+        return None
+    depths = {name: found["beyond"][name] for name in ("depth_within", "depth_beyond")}
+    return {"within": pool(within), "further": pool(further), "depth_largest": largest[0]["depth"], **depths}
 
 
 def _flatten(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A run is a folder as release/experiments.py leaves it: `model/`, `recipe.json`, 
 """
 
 import dataclasses
+import filecmp
 import json
 import shutil
 import sys
@@ -28,10 +29,14 @@ class CollectArguments:
 
     runs: list[str] = field(metadata={"help": "Folders of runs; a checkpoint is named as its run."})
     out: str = field(default="checkpoints", metadata={"help": "Folder of the checkpoints."})
+    replace: bool = field(default=False, metadata={"help": "Whether to replace checkpoints of the same names."})
 
 
-def collect(run: Path, out: Path) -> Path:
-    """Writes the checkpoint of a run, and returns its folder. Raises a ReleaseError if the run is not finished."""
+def collect(run: Path, out: Path, replace: bool = False) -> Path:
+    """Writes the checkpoint of a run, and returns its folder.
+
+    Raises a ReleaseError if the run is not finished, or if it has taken its name from a checkpoint of other weights.
+    """
     paths = [Path(_PLACES.get(name, "model")) / name for name in FILES]
     missing = [str(path) for path in paths if not (run / path).is_file()]
     if missing:
@@ -39,6 +44,9 @@ def collect(run: Path, out: Path) -> Path:
             f"The run {run} lacks {', '.join(missing)}: let it finish, and evaluate it with "
             f"`evaluate/run.py --model {run / 'model'} --out {run / 'evaluation'} ...`."
         )
+    weights = out / run.name / "model.safetensors"
+    if weights.is_file() and not replace and not filecmp.cmp(weights, run / "model" / weights.name, shallow=False):
+        raise ReleaseError(f"{weights.parent} holds other weights than {run}: rename the run, or say --replace.")
     with whole(out / run.name, "model") as folder:
         for path in paths:
             shutil.copyfile(run / path, folder / path.name)
@@ -56,7 +64,7 @@ def main() -> None:
     parsed = parse_folders_first(CollectArguments, "--runs")
     try:
         for run in map(Path, parsed.runs):
-            print(f"Wrote {collect(run, Path(parsed.out))}")
+            print(f"Wrote {collect(run, Path(parsed.out), parsed.replace)}")
     except (ReleaseError, OSError) as error:
         sys.exit(f"collect.py: {error}")
 

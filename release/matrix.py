@@ -1,4 +1,4 @@
-"""Runs the exactness tests under every release of transformers and datasets that is promised, and makes a table of it.
+"""Runs the exactness tests under every release of transformers and datasets that is promised: a table in README.md.
 
     python release/matrix.py                        # all combinations
     python release/matrix.py transformers-5.5.4     # some of them; the others stand in the table as they last ran
@@ -24,7 +24,10 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from datasets_scripts.files import fill_block, write_whole
+
 ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 OUT = ROOT / "build" / "matrix"
 
 OLDER_TRANSFORMERS = ("5.16.1", "5.10.4", "5.5.4")
@@ -77,8 +80,8 @@ def main() -> None:
     for name in arguments.names or found:
         install(found[name])
         run_tests(found[name])
-        table = make_table(found.values())
-        (OUT / "table.md").write_text(table)
+        table = make_table(found.values(), README.read_text())
+        write_whole(README, fill_block(README.read_text(), "matrix", table))
         print(table, flush=True)
     ran = [found[name] for name in arguments.names or found]
     # One that ended without a report, as a crash of Python does, has not passed.
@@ -104,7 +107,7 @@ def newest(requirement: str) -> str:
 
 def pinned(library: str) -> str:
     """The release in constraints.txt."""
-    found = re.search(rf"^{library}==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    found = re.search(rf"^{library}==([^\s;]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert found, f"{library} is not in constraints.txt"
     return found[1]
 
@@ -163,15 +166,19 @@ def skip_reasons(report: Path) -> list[str]:
     return list(dict.fromkeys(skipped.attrib["message"] for skipped in ET.parse(report).iter("skipped")))
 
 
-def make_table(known: Iterable[Combination]) -> str:
-    """A Markdown table of all combinations that have run."""
+def make_table(known: Iterable[Combination], kept: str) -> str:
+    """A Markdown table of all combinations that have run: here, or else as `kept`, a text with such a table, has them."""
     lines = ["| | passed | failed | skipped | |", "| --- | --- | --- | --- | --- |"]
+    before = kept.splitlines()
     for combination in known:
-        if combination.report.exists():
+        name = f"| {combination.library} {combination.version} |"
+        if not combination.report.exists():
+            lines += [line for line in before if line.startswith(name)]
+        else:
             outcomes = count(combination.report)
             notes = "; ".join(filter(None, [combination.note, *skip_reasons(combination.report)]))
             numbers = " | ".join(str(outcomes[kind]) for kind in ("passed", "failed", "skipped"))
-            lines.append(f"| {combination.library} {combination.version} | {numbers} | {notes} |")
+            lines.append(f"{name} {numbers} | {notes} |")
     return "\n".join(lines) + "\n"
 
 

@@ -160,7 +160,7 @@ def main() -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
         model = AutoModelForCausalLM.from_pretrained(
-            arguments.model, revision=arguments.revision, trust_remote_code=True
+            arguments.model, revision=arguments.revision, trust_remote_code=True, use_safetensors=True
         )
         splits = [arguments.train_split, *([arguments.eval_split] if arguments.eval_split else [])]
         data = [

@@ -11,7 +11,9 @@ import pytest
 import results
 import shares
 from report import ReportError, Run
-from results import make_page, make_table, put_table, read_metrics, write_pages
+from results import make_page, make_table, read_metrics, write_pages
+
+from datasets_scripts.files import fill_block
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "docs" / "results"
@@ -23,7 +25,7 @@ def test_page_and_readme_are_made_from_the_metrics_beside_the_page():
     figures = {path.name for path in KEPT.glob("*.png")}
     assert (KEPT / "README.md").read_text() == make_page(metrics, figures)
     readme = (ROOT / "README.md").read_text()
-    assert readme == put_table(readme, make_table(metrics))
+    assert readme == fill_block(readme, "results", make_table(metrics))
 
 
 def test_a_run_becomes_lines_of_every_table(tmp_path):
@@ -102,8 +104,8 @@ def test_a_change_is_measured_beyond_the_sizes_of_training_against_the_plans_fir
 
 
 def test_a_readme_without_marks_is_refused():
-    with pytest.raises(ReportError, match="<!-- results -->"):
-        put_table("no marks", "")
+    with pytest.raises(ValueError, match="<!-- results -->"):
+        fill_block("no marks", "results", "")
 
 
 def test_figures_stay_as_they_are_where_a_run_was_evaluated_on_another_machine(tmp_path, monkeypatch, capsys):

@@ -57,6 +57,16 @@ def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, da
     assert AutoTokenizer.from_pretrained(folder)("<bos>").input_ids == [2]
     assert "anira-good" in (folder / "README.md").read_text()
 
+    # Once a run that had a released checkpoint's name took its place without a word.
+    weights = folder / "model.safetensors"
+    theirs = weights.read_bytes()[:-1] + b"?"
+    weights.write_bytes(theirs)
+    with pytest.raises(ReleaseError, match="good holds other weights than .*good: rename the run, or say --replace"):
+        collect.collect(good, tmp_path / "checkpoints")
+    assert weights.read_bytes() == theirs
+    collect.collect(good, tmp_path / "checkpoints", replace=True)
+    assert weights.read_bytes() == (good / "model" / weights.name).read_bytes()
+
 
 def test_a_command_that_dies_is_not_known_by_what_an_earlier_one_said(tmp_path, monkeypatch):
     """Killed for want of memory, a run "failed" with the last line of its progress, or of the run before."""
