@@ -1,4 +1,4 @@
-"""Text files that outlive a kill, written whole or not at all; logs whose last line may be cut; made parts of a text."""
+"""Text files that are written whole or not at all, logs whose last line may be cut, and made parts of a text."""
 
 import json
 import os

@@ -167,7 +167,7 @@ def skip_reasons(report: Path) -> list[str]:
 
 
 def make_table(known: Iterable[Combination], kept: str) -> str:
-    """A Markdown table of all combinations that have run: here, or else as `kept`, a text with such a table, has them."""
+    """A Markdown table of what has run; where no report of it is here, its line is that of `kept`, a text with one."""
     lines = ["| | passed | failed | skipped | |", "| --- | --- | --- | --- | --- |"]
     before = kept.splitlines()
     for combination in known:

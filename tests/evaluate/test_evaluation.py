@@ -23,6 +23,7 @@ from controls import matched_random, matched_stability, oracle, with_stability
 from examples import EvaluationError, load_examples, open_task, spread, take
 from figures import Run, put_legend
 from passes import Depths, run_examples, run_given
+from safetensors.torch import load_file
 from scipy import stats
 from shares import unpack
 
@@ -739,6 +740,12 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path, data, evaluated):
         evaluate_model(tmp_path / "full", model, data)
     with pytest.raises(report.ReportError, match="no finished evaluation"):
         report.read_run(tmp_path / "full")
+    # A pickle was read where there was nothing else.
+    pickled = save(tmp_path / "pickled", task_model("early"))
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(EvaluationError, match=r"cannot be loaded: .*model\.safetensors"):
+        evaluate_model(tmp_path / "a", pickled, data)
     other = save(tmp_path / "other", task_model("early"))
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(

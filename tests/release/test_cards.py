@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cards
 import pytest
+import shares
 import yaml
 from conftest import NAME, OWNER
 from pages import name_depths, show
@@ -22,7 +23,8 @@ from datasets_scripts.card import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e-?\d+)?")
+# A minus stands before a number, a hyphen between words.
+NUMBER = re.compile(r"(?:(?<![\w.])-)?\d+(?:[.,]\d+)*(?:e-?\d+)?")
 
 
 def leaves(value):
@@ -55,6 +57,8 @@ def numbers_of_prose(text):
 def numbers_of_sources(checkpoint):
     metrics = checkpoint.metrics
     sources = [*leaves(dataclasses.asdict(checkpoint)), metrics["flops"] / metrics["flops_full"], cards.PAPER]
+    # Made of measured counts; which of them stand where, the next test says.
+    sources += leaves(cards._pool_sizes(metrics))
     sources.append(describe(get_task(checkpoint.recipe["task"])))
     return {form for value in sources for form in forms(value)}
 
@@ -94,15 +98,28 @@ def test_the_card_says_what_was_measured(checkpoint):
     beyond = metrics["analyses"]["generalization"]["beyond"]
     for estimate, digits in ((metrics["accuracy"], 3), (metrics["depth"], 2), (metrics["depth_all"], 2)):
         assert f"| {show(estimate, digits)} |" in card
-    assert f"beyond, {beyond['accuracy_beyond']:.3f} at {beyond['depth_beyond']:.2f}" in " ".join(card.split())
+    sizes = metrics["analyses"]["generalization"]["by_size"]
+    further = shares.pool([row for row in sizes if row["size"] > metrics["size_limit"]])
+    assert further["value"] == pytest.approx(beyond["accuracy_beyond"])
+    limits = " ".join(card.split("## Limits")[1].split())
+    assert (
+        f"{show(metrics['accuracy'], 3)} of the answers up to there are right; of larger ones {show(further, 3)}."
+        in limits
+    )
+    (largest,) = [row["depth"] for row in sizes if row["size"] == metrics["size_limit"]]
+    assert f"{beyond['depth_within']:.2f} (at size {metrics['size_limit']} alone {largest:.2f}), and" in limits
+    assert f"and {beyond['depth_beyond']:.2f} beyond." in limits
+    assert f"at full depth | {metrics['flops'] / metrics['flops_full']:.1%} |" in card
     aligned = metrics["analyses"]["alignment"]["per_example"]["exit_depth"]["all"]
     row = " | ".join(
-        show(aligned[name], 2)
+        "-" if aligned[name]["value"] is None else show(aligned[name], 2)
         for name in ("size", "size balanced", "size given length", "difficulty", "difficulty given size")
     )
     assert f"| mean over the answer | all | {row} |" in card
     for point in metrics["controls"]:
-        assert f"| {name_depths(point['depths'])} | {show(point['accuracy'], 3)} |" in card
+        row = " | ".join([show(point["accuracy"], 3), show(point["depth"], 2), show(point["depth_all"], 2)])
+        cost = f"{point['flops_share']:.1%} | {show(point['given_hit'], 3)}"
+        assert f"| {name_depths(point['depths'])} | {row} | {cost} |" in card
     for row in metrics["analyses"]["generalization"]["by_size"]:
         mark = ", beyond training" if row["size"] > metrics["size_limit"] else ""
         accuracy = {bound: row[name] for bound, name in BOUNDS.items()}
@@ -200,7 +217,7 @@ RELEASED = [path for path in sorted((ROOT / "checkpoints").glob("*/")) if (RESUL
 
 
 def test_the_released_checkpoints_are_there():
-    names = {f"{task}-mini-{decider}" for task in ("brevo", "lano") for decider in ("online", "early", "fixed")}
+    names = {f"{task}-mini-{decider}" for task in ("brevo", "lano", "mano") for decider in ("online", "early", "fixed")}
     assert names <= {path.name for path in RELEASED}
 
 
@@ -214,9 +231,10 @@ def test_cards_in_this_clone_are_what_their_sources_give(folder):
     assert found.metrics["rows"]["test"] >= 4000
 
 
-def test_the_card_of_a_checkpoint_in_this_clone_runs_in_it():
+@pytest.mark.parametrize("name", ["brevo-mini-online", "lano-mini-early", "mano-mini-fixed"])
+def test_the_card_of_a_checkpoint_in_this_clone_runs_in_it(name):
     """It asked for a repo of an account that does not exist."""
-    card = (ROOT / "checkpoints" / "brevo-mini-online" / "README.md").read_text()
+    card = (ROOT / "checkpoints" / name / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

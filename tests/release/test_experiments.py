@@ -61,7 +61,7 @@ def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, da
     weights = folder / "model.safetensors"
     theirs = weights.read_bytes()[:-1] + b"?"
     weights.write_bytes(theirs)
-    with pytest.raises(ReleaseError, match="good holds other weights than .*good: rename the run, or say --replace"):
+    with pytest.raises(ReleaseError, match=r"good holds other weights than .*good: rename the run, or say --replace"):
         collect.collect(good, tmp_path / "checkpoints")
     assert weights.read_bytes() == theirs
     collect.collect(good, tmp_path / "checkpoints", replace=True)

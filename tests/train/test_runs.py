@@ -312,6 +312,12 @@ def test_it_trains_on_a_built_dataset_and_the_result_is_fine_tuned_on_another_ta
         assert all(1 <= line["eval_depth"] <= 3 and "depth" not in line for line in history if "eval_loss" in line)
         assert any("eval_loss" in line for line in history)
     assert (tmp_path / "tuned" / "adapter_model.safetensors").exists()
+    # Before data are read and anything is written; a pickle would be run.
+    shutil.copytree(tmp_path / "run" / "model", tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    done = run(tmp_path, "--model", "pickled", *options[2:], "--output_dir", "none", script="finetune.py")
+    assert done.returncode == 1
+    assert "no file named model.safetensors" in done.stderr
     model = AniraForCausalLM.from_pretrained(tmp_path / "tuned")
     assert model.generate(torch.tensor([[2, 10, 5]]), max_new_tokens=2).shape[1] <= 5
     # Once `true` was taken for the name of a folder.
