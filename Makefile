@@ -5,11 +5,11 @@ STAMP := .venv/.complete
 # The account on the Hub that cards link to: make hub OWNER=name
 OWNER ?= OWNER
 
-# `make demo`: about three minutes of training, in which depth is pressed later than by the recipe, as it is shorter.
+# `make demo`: three to six minutes of training, in which depth is pressed later than by the recipe, as it is shorter.
 # Quicker: `make demo DEMO_STEPS=20 DEMO_ROWS=64 DEMO_RESAMPLES=10`.
 DEMO_TASK ?= brevo-mini
 DEMO_RECIPE ?= train/recipes/$(DEMO_TASK)-online.yaml
-DEMO_STEPS ?= 1800
+DEMO_STEPS ?= 1600
 DEMO_SETTINGS ?= evaluate_every=200 eval_rows=64 press_from=0.5 press_to=0.75
 # Rows of each split that is answered, and which of them is shown.
 DEMO_ROWS ?= 256
