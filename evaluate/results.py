@@ -243,7 +243,11 @@ def write_pages(out: Path, readme: Path) -> None:
     """Writes the page of `out`, and the table of the README, from what `out` holds."""
     metrics = read_metrics(out)
     write_whole(out / "README.md", make_page(metrics, {path.name for path in out.glob("*.png")}))
-    write_whole(readme, fill_block(readme.read_text(), "results", make_table(metrics)))
+    try:
+        text = fill_block(readme.read_text(), "results", make_table(metrics))
+    except ValueError as error:
+        raise ReportError(f"{readme} cannot take the table: {error}") from error
+    write_whole(readme, text)
 
 
 def main() -> None:
@@ -251,7 +255,7 @@ def main() -> None:
     parsed = parse_folders_first(ResultsArguments, "--plans")
     try:
         write_results([Path(plan) for plan in parsed.plans], Path(parsed.out), Path(parsed.readme))
-    except (ValueError, OSError) as error:
+    except (ReportError, OSError) as error:
         sys.exit(f"results.py: {error}")
     print(f"Wrote {parsed.out}/README.md")
 

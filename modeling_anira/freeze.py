@@ -148,7 +148,7 @@ class PackedTokens:
             return
         self.row, self.column = index // length, index % length
         counts = active.sum(1)
-        # Read once: whatever is asked of a GPU's tensor here stops until all that was launched is done.
+        # Read once: whoever asks a GPU for a number waits until all that was launched is done.
         per_row = counts.tolist()
         self.width = max(per_row)
         self.rows = counts.nonzero().squeeze(1) if 0 in per_row else torch.arange(len(per_row), device=index.device)

@@ -103,9 +103,11 @@ def test_a_change_is_measured_beyond_the_sizes_of_training_against_the_plans_fir
             make_page({"brevo-mini-x-base": {**metrics, "analyses": {"generalization": failed}}}, set())
 
 
-def test_a_readme_without_marks_is_refused():
-    with pytest.raises(ValueError, match="<!-- results -->"):
-        fill_block("no marks", "results", "")
+def test_a_readme_without_marks_is_refused(tmp_path):
+    readme = tmp_path / "front.md"
+    readme.write_text("no marks")
+    with pytest.raises(ReportError, match=r"front\.md cannot take the table: .*<!-- results -->"):
+        write_pages(tmp_path, readme)
 
 
 def test_figures_stay_as_they_are_where_a_run_was_evaluated_on_another_machine(tmp_path, monkeypatch, capsys):
