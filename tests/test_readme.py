@@ -1,4 +1,7 @@
-"""The Python blocks of README and CONTRIBUTING run, in order, in one fresh process, as a reader would paste them."""
+"""The Python blocks of README and CONTRIBUTING run, in order, in one fresh process, as a reader would paste them.
+
+Of shell commands the options are parsed.
+"""
 
 import argparse
 import importlib.util
@@ -13,9 +16,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def find_blocks(text, language):
+    """The code blocks of a text that are in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_code_blocks_run(name, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+    blocks = find_blocks((ROOT / name).read_text(), "python")
     assert blocks
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))
@@ -30,7 +38,7 @@ def test_code_blocks_run(name, tmp_path):
     "card", sorted((ROOT / "evaluate" / "metrics").glob("*/README.md")), ids=lambda path: path.parent.name
 )
 def test_code_of_metric_cards_runs(card, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", card.read_text(), flags=re.DOTALL)
+    blocks = find_blocks(card.read_text(), "python")
     script = tmp_path / "card.py"
     script.write_text("\n".join(blocks))
     (tmp_path / "evaluate").symlink_to(ROOT / "evaluate")
@@ -45,7 +53,7 @@ class Parsed(Exception):
 
 def list_commands(text):
     """The commands of a text's shell blocks, as lists of words."""
-    for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+    for block in find_blocks(text, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
