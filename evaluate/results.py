@@ -18,7 +18,7 @@ from claims import ALIGNMENT, LEAST_ALIGNMENT, judge
 from figures import FIGURES
 from pages import parse_folders_first, render
 from report import ReportError, read_run
-from shares import Share, difference, paired_difference, pool, unpack
+from shares import Share, difference, paired_difference, part_at, pool, unpack
 
 from datasets_scripts.files import fill_block, write_whole
 
@@ -197,7 +197,7 @@ def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, An
 def _pool_beyond(name: str, own: dict[str, Any]) -> Share:
     """The accuracy over all rows beyond the sizes of training. Raises a ReportError if a run has none."""
     found = own["analyses"]["generalization"].get("by_size", [])
-    rows = [row for row in found if row["size"] > own["size_limit"]]
+    _, rows = part_at(own["size_limit"], found)
     if not rows:
         raise ReportError(f"The run {name} has no rows beyond the sizes of its training; evaluate it on those too.")
     return pool(rows)

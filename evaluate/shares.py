@@ -27,6 +27,11 @@ def pool(sizes: list[dict[str, Any]]) -> Share:
     return share(sum(round(own["accuracy"] * own["n"]) for own in sizes), sum(own["n"] for own in sizes))
 
 
+def part_at(limit: int, sizes: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The entries of `sizes`, each with its `size`, up to the largest size of training, and those beyond."""
+    return [own for own in sizes if own["size"] <= limit], [own for own in sizes if own["size"] > limit]
+
+
 def pack(flags: pd.Series) -> str:
     """A column of booleans as text, eight to a byte."""
     return base64.b64encode(np.packbits(flags.to_numpy(bool)).tobytes()).decode()

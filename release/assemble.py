@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cards import make_card, read_checkpoint
+from cards import FILES, make_card, read_checkpoint
 from repos import DATASET, NOBODY, ReleaseError, whole
 from transformers import HfArgumentParser
 
@@ -23,9 +23,6 @@ from datasets_scripts.files import write_whole
 from modeling_anira import AniraForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# What a model repo takes over from a checkpoint as it is.
-_KEPT = ("tokenizer.json", "tokenizer_config.json", "log.jsonl", "metrics.json", "recipe.json")
 
 
 @dataclass
@@ -78,8 +75,9 @@ def assemble_model(checkpoint: Path, out: Path, owner: str) -> Path:
         if wrong:
             raise ReleaseError(f"The weights of {checkpoint} do not fit its config: {wrong}.")
         model.save_pretrained(folder)
-        for name in _KEPT:
-            shutil.copyfile(checkpoint / name, folder / name)
+        for name in FILES:
+            if not (folder / name).exists():  # else saving wrote it
+                shutil.copyfile(checkpoint / name, folder / name)
         shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
         write_whole(folder / "README.md", make_card(found, owner))
     return out / found.repo

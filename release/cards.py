@@ -23,7 +23,7 @@ sys.path.append(str(ROOT / "evaluate"))
 
 from loading import digest_weights
 from pages import parse_folders_first, render
-from shares import Share, pool
+from shares import Share, part_at, pool
 
 PAPER = "2602.08864"
 
@@ -185,7 +185,7 @@ def _pool_sizes(metrics: dict[str, Any]) -> dict[str, Share | float] | None:
     """Accuracy and depth up to the largest size of training and beyond; None if there is nothing beyond."""
     limit, found = metrics["size_limit"], metrics["analyses"]["generalization"]
     sizes = found.get("by_size", [])
-    within, further = ([row for row in sizes if (row["size"] > limit) == far] for far in (False, True))
+    within, further = part_at(limit, sizes)
     largest = [row for row in sizes if row["size"] == limit]
     # Where answers are sampled, no prompt asks for a size, and what is long is what the model wrote.
     if not largest or not further or "kl" in metrics["given"]:

@@ -5,20 +5,15 @@ Of shell commands the options are parsed.
 
 import argparse
 import importlib.util
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from code_blocks import find_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def find_blocks(text, language):
-    """The code blocks of a text that are in a language."""
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

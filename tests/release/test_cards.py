@@ -14,6 +14,7 @@ import cards
 import pytest
 import shares
 import yaml
+from code_blocks import find_blocks
 from conftest import NAME, OWNER
 from pages import name_depths, show
 from repos import NOBODY, ReleaseError
@@ -160,7 +161,7 @@ def test_cards_of_other_models_where_little_was_measured(checkpoint, task, decid
 
 def test_the_code_of_a_card_runs_as_a_reader_would_paste_it(assembled, checkpoint, tmp_path):
     folder = assembled / f"anira-{NAME}"
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    (code,) = find_blocks((folder / "README.md").read_text(), "python")
     assert f'"{OWNER}/anira-{NAME}"' in code
     script = tmp_path / "pasted.py"
     stranger = "import sys\nsys.modules['modeling_anira'] = None\n"
@@ -235,7 +236,7 @@ def test_cards_in_this_clone_are_what_their_sources_give(folder):
 def test_the_card_of_a_checkpoint_in_this_clone_runs_in_it(name):
     """It asked for a repo of an account that does not exist."""
     card = (ROOT / "checkpoints" / name / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    (code,) = find_blocks(card, "python")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("answer: ")
