@@ -146,6 +146,7 @@ def train_by_sft(folder, **settings):
             report_to=[],
             bf16=False,
             max_length=32,
+            loss_type="nll",  # TRL 1.14 would put a forward of its own in the place of the model's
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=word_tokenizer(),
