@@ -7,14 +7,15 @@ from splitmix64 (Steele et al., 2014, "Fast splittable pseudorandom number gener
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
-# Not cached on disk: numba would not see that a compiled function of another file has changed, and the data would be
-# those of the old one.
-compiled = numba.njit(nogil=True)
+_HERE = Path(__file__).resolve().parent
 
 SPLITS = ("train", "validation", "test", "extrapolation")
 
@@ -27,6 +28,39 @@ MAX_ATTEMPTS = 100_000
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+
+
+def _open_cache() -> str:
+    """A folder for machine code made from the source of this package as it is now; "" where none can be written."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(_HERE.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    folder = _HERE / "__pycache__" / f"compiled-{digest.hexdigest()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return ""
+    return str(folder) if os.access(folder, os.W_OK) else ""
+
+
+_CACHE = _open_cache()
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """`function` as machine code, made when it is first called and kept on disk for the processes that follow.
+
+    numba compares only the file of a kept function, and would not see that one which it calls has changed in another:
+    the data would be those of the old one. Hence a folder whose name tells the source of the whole package, and
+    functions of other packages are not kept.
+    """
+    folder = _CACHE if Path(function.__code__.co_filename).resolve().parent == _HERE else ""
+    settings: Any = numba.config
+    configured = settings.CACHE_DIR
+    settings.CACHE_DIR = folder  # read as numba chooses where to keep, which is below
+    try:
+        return numba.njit(nogil=True, cache=bool(folder))(function)
+    finally:
+        settings.CACHE_DIR = configured
 
 
 def stream_key(*parts: Any) -> np.uint64:
