@@ -40,7 +40,7 @@ def copy(tmp_path):
 
 
 def test_a_second_process_compiles_nothing_and_a_change_in_another_file_is_seen(copy):
-    """numba's own cache knows one file a function: with it, data made after a change of `open_state` were those of before."""
+    """numba's own cache knows one file a function: after a change of `open_state`, MANO's data were those of before."""
     compiled, made = generate(copy)
     assert compiled
     assert generate(copy) == (0, made)
