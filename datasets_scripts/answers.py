@@ -20,7 +20,8 @@ class Answer:
     """What a model answered to one example.
 
     Args:
-        tokens: Ids of the prompt and of the answer up to its `<eos>`, without padding.
+        tokens: Ids of the prompt and of the answer, without padding: up to its `<eos>`, or to where the longest answer
+            to an example of its size would have it.
         prompt_length: How many of them are the prompt.
         verdict: Whether it is right.
         depths: Iterations of each token, as many as `tokens`; 0 at the last, which was not run. None if not known.
@@ -125,13 +126,15 @@ def _ask_together(
             prompt.tolist(),
             output.sequences[place, width - len(prompt) :].tolist(),
             None if depths is None else depths[place, width - len(prompt) :].tolist(),
+            task.longest_answer(int(batch.size[row])),
         )
-        for place, prompt in enumerate(prompts)
+        for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
     ]
 
 
-def _judge(task: Task, prompt: list[int], tokens: list[int], depths: list[int] | None) -> Answer:
-    completion = tokens[len(prompt) :]
+def _judge(task: Task, prompt: list[int], tokens: list[int], depths: list[int] | None, longest: int) -> Answer:
+    # Rows that are answered together go on for as long as the largest of them may.
+    completion = tokens[len(prompt) : len(prompt) + longest]
     if EOS in completion:
         completion = completion[: completion.index(EOS) + 1]
     length = len(prompt) + len(completion)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from metrics.decision_timing.analysis import CONTRASTS
+from metrics.dynamics.analysis import LEAST_CHANGE
 from pages import show
 
 # Spearman's correlation that the paper reports on MANO, BREVO and LANO, on correct items.
@@ -102,8 +103,9 @@ def _judge_alignment(value: dict[str, Any], beside: dict[str, Any]) -> str:
 def _generalization(limit: int, deepest: int, name: str, found: dict[str, Any]) -> Claim:
     """Holds if, beyond the limit, accuracy is lower by half of what it was, and depth is higher and goes on rising.
 
-    Not if depth surely falls there or stays, or accuracy surely stays, to 0.05; else it is undecided. Depth must do so
-    without the answer's end, over all answers and over those that end, and at `<ans>`, or it is undecided too.
+    Partly if accuracy is surely lower and depth higher, but may or may not go on rising. Not if depth surely falls there
+    or stays, to 0.05 from the least size to the largest, or accuracy surely stays, to 0.05; else it is undecided. Depth
+    must do so without the answer's end, over all answers and over those that end, and at `<ans>`, or it is undecided too.
     """
     parts = [found[part] for part in ("beyond", "beyond_ended", "beyond_first") if part in found]
     beyond = parts[0]
@@ -136,12 +138,13 @@ def _judge_beyond(whole: dict[str, Any], own: dict[str, Any], span: int, deepest
     accuracy, depth, across = whole["accuracy_change"], own["depth_change"], _across(own, span)
     sharply = accuracy["high"] < -0.5 * whole["accuracy_within"]
     goes_on = 0 if across is None or abs(across["value"]) < _LEAST_RISE else _sign(across)
+    stays = across is not None and max(abs(across["low"]), abs(across["high"])) < _LEAST_RISE
     higher = depth["low"] > 0
     if sharply and higher and goes_on > 0:
         return "yes"
-    if accuracy["high"] < 0 and higher and goes_on >= 0:
+    if accuracy["high"] < 0 and higher and goes_on >= 0 and not stays:
         return "partly"
-    against = goes_on < 0 or depth["high"] < _LEAST_RISE or accuracy["low"] > -_EQUAL_ACCURACY
+    against = goes_on < 0 or stays or depth["high"] < _LEAST_RISE or accuracy["low"] > -_EQUAL_ACCURACY
     return "no" if against else "unknown"
 
 
@@ -154,7 +157,7 @@ def _phases(name: str, found: dict[str, Any]) -> Claim:
     """Holds if depth rises while most is learnt, and then falls at equal accuracy, to 0.05.
 
     Partly if it then falls at no loss, having risen or not; not if it falls while most is learnt, or accuracy is lost,
-    or it does not fall.
+    or it does not fall. Unknown if it falls by no more than noise would make it.
     """
     finding = "Two phases: depth rises while the task is learnt, then falls at equal accuracy"
     paper = "turn near step 50,000"
@@ -167,7 +170,7 @@ def _phases(name: str, found: dict[str, Any]) -> Claim:
     if changes:
         ours += "; accuracy " + ", then ".join(f"{change:+.2f}" for change in changes)
     if len(changes) < 2:
-        return Claim(finding, paper, name, ours, "no" if changes else "unknown")
+        return Claim(finding, paper, name, ours, "no" if changes and found["fall"] < LEAST_CHANGE else "unknown")
     learnt_first = changes[0] > max(_EQUAL_ACCURACY, changes[1])
     holds = "no"
     if learnt_first and changes[1] >= -_EQUAL_ACCURACY:

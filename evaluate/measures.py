@@ -20,6 +20,8 @@ Tables = dict[str, tuple[pd.DataFrame, pd.DataFrame]]
 # Depth as allocated; as the decider expected it on the path taken; and as it would have with all tokens at D.
 DEPTHS = ("exit_depth", "expected_depth", "expected_depth_full")
 PLACES = FIRST, MIDDLE, END = "first", "middle", "end"
+# One more whenever the same tables would give other figures: those of an older edition are named as such.
+EDITION = 2
 
 
 def measure(
@@ -43,8 +45,9 @@ def measure(
         log: log.jsonl of the training, if known.
     """
     tokens, examples = tables[split] if given is None else given
-    answers = add_places(tokens, examples)
+    answers = add_places(tokens)
     return {
+        "edition": EDITION,
         "places": _guard(lambda: measure_places(tokens, answers)),
         "alignment": _guard(lambda: measure_alignment(answers, examples, arguments)),
         "generalization": _guard(lambda: measure_generalization(tables, limit, sampled=given is not None)),
@@ -129,31 +132,30 @@ def _align(
     }
 
 
-def add_places(tokens: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
+def add_places(tokens: pd.DataFrame) -> pd.DataFrame:
     """The rows of the token table that predict answers, with two columns for where in its answer a token stands.
 
-    `place` is one of PLACES: at `<ans>`, between, or where the answer's end is predicted, if it has one; `cell` is a
-    number for each pair of distances from either end: answers of another length have other cells.
+    `place` is one of PLACES: at `<ans>`, between, or the last, where the answer's end is predicted, or was due in an
+    answer that was cut; `cell` is a number for each pair of distances from either end: answers of another length have
+    other cells.
     """
     answers = tokens[tokens["is_answer"]]
     from_start = answers.groupby("example").cumcount()
     to_end = answers.groupby("example").cumcount(ascending=False)
-    ends = (to_end == 0) & answers["example"].isin(examples["example"][has_end(examples)])
-    place = np.select([ends, from_start == 0], [END, FIRST], MIDDLE)
+    place = np.select([to_end == 0, from_start == 0], [END, FIRST], MIDDLE)
     return answers.assign(place=place, cell=from_start * (to_end.max() + 1) + to_end)
 
 
 def has_end(examples: pd.DataFrame) -> pd.Series:
-    """Whether each answer has its end, rather than being cut where the longest answer would end."""
+    """Whether each answer has its end, rather than being cut where the longest answer of its size would end."""
     return examples["text"].str.endswith(f" {WORDS[EOS]}")
 
 
 def measure_generalization(tables: Tables, limit: int, sampled: bool) -> dict[str, Any]:
     """Accuracy and depth by size, and their change beyond `limit`.
 
-    Depth is the mean over the answer without its end (`beyond`), whose share grows as answers get shorter, and which is
-    missing in those that the model did not end; of an answer that is nothing else it is the end's. `beyond_ended`: the
-    same of answers that end. `beyond_first`: depth at `<ans>` alone, which every answer has. Where answers are sampled,
+    Depth is the mean over the answer without the place of its end (`beyond`), which is easy, and whose share grows as
+    answers get shorter; of an answer that is nothing else it is the end's. `beyond_ended`: the same of answers that end. `beyond_first`: depth at `<ans>` alone, which every answer has. Where answers are sampled,
     size is that of what the model wrote, and no prompt asks for more than training had: then nothing is said of beyond.
     """
     every = pd.concat([_without_end(*both) for both in tables.values()], ignore_index=True)
@@ -171,7 +173,7 @@ def measure_generalization(tables: Tables, limit: int, sampled: bool) -> dict[st
 
 def _without_end(tokens: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
     """The example table with `depth` over the answer without its end, unless that is all it is, and at `<ans>`."""
-    answers = add_places(tokens, examples)
+    answers = add_places(tokens)
     first = answers.groupby("example")["exit_depth"].first()
     depth = answers[answers["place"] != END].groupby("example")["exit_depth"].mean().reindex(first.index).fillna(first)
     own = examples["example"]

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import yaml
 from claims import ALIGNMENT, LEAST_ALIGNMENT, judge
 from figures import FIGURES
+from measures import EDITION
 from pages import parse_folders_first, render
 from report import ReportError, read_run
 from shares import Share, difference, paired_difference, part_at, pool, unpack
@@ -56,7 +57,7 @@ def make_page(metrics: Metrics, figures: set[str]) -> str:
         verdicts=_list_verdicts(main),
         rules={"alignment": ALIGNMENT[0], "least": LEAST_ALIGNMENT},
         changes=_compare_beyond({name: own for name, own in metrics.items() if name in tried}, tried),
-        older=[name for name, own in main.items() if "places" not in own["analyses"]],
+        older=[name for name, own in metrics.items() if own["analyses"].get("edition", 1) < EDITION],
         missing=[name for name in (*planned, *tried) if name not in metrics],
     )
 
@@ -144,7 +145,7 @@ def _compare(config: str, runs: Metrics) -> list[dict[str, Any]]:
     Of the deciders and of `fixed` at a third of D from `fixed` at D; and of the deciders from that at a third.
     """
     found = []
-    for seed in ("", "-seed1"):
+    for seed in ("", "-seed1", "-seed2"):
         online, early, fixed, third = (f"{config}-{kind}{seed}" for kind in ("online", "early", "fixed", "fixed-third"))
         for run, less in ((online, fixed), (early, fixed), (third, fixed), (online, third), (early, third)):
             if {run, less} <= runs.keys():

@@ -50,10 +50,13 @@ def difference(first: Share, second: Share) -> dict[str, float]:
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """The share of `first` less that of `second`, booleans (n,) of the same rows, with a bootstrap's interval."""
+    """The share of `first` less that of `second`, booleans (n,) of the same rows, with a bootstrap's interval.
+
+    Where no row differs from another, a bootstrap knows no doubt: Newcombe's, as if the rows were others.
+    """
     change = first.astype(float) - second
     value = float(change.mean())
     if np.ptp(change) == 0:
-        return {"value": value, "low": value, "high": value}
+        return difference(*(share(int(own.sum()), len(own)) for own in (first, second)))
     found = bootstrap((change,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
     return {"value": value, "low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}

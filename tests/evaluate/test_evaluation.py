@@ -210,7 +210,7 @@ def test_a_correlation_by_place_alone_is_seen_for_what_it_is(rule):
     examples = pd.DataFrame({"example": range(2000), "size": sizes, "difficulty": sizes, "correct": True})
     examples["text"] = "<bos> <ans> 1 <eos>"
     arguments = run.EvaluationArguments("", "", "", "", resamples=20)
-    found = measures.measure_alignment(measures.add_places(tokens, examples), examples, arguments)
+    found = measures.measure_alignment(measures.add_places(tokens), examples, arguments)
     correlation = found["per_example"]["exit_depth"]["correct"]
     assert correlation["size"]["value"] > 0.9
     assert abs(correlation["size given length"]["value"]) < 0.1
@@ -276,23 +276,20 @@ def test_mean_depth_by_place():
     rows += [{"example": number, "is_answer": False, "exit_depth": 2.0} for number in range(20)]
     tokens = pd.DataFrame(rows)
     examples = pd.DataFrame({"example": range(20), "text": "<bos> <ans> 1 <eos>"})
-    found = measures.measure_places(tokens, measures.add_places(tokens, examples))
+    found = measures.measure_places(tokens, measures.add_places(tokens))
     means = {place: own["value"] for place, own in found.items()}
     assert means == {"prompt": 2.0, "first": 6.0, "middle": 3.5, "end": 1.0, "but_end": 19 / 4}
     assert found["prompt"]["low"] == found["prompt"]["high"] == 2.0
     assert found["first"]["low"] < 6 < found["first"]["high"]
 
     alone = tokens[tokens["example"] == 1]
-    found = measures.measure_places(alone, measures.add_places(alone, examples))
+    found = measures.measure_places(alone, measures.add_places(alone))
     assert found["middle"]["value"] is None
     assert found["middle"]["reason"]
 
-    # An answer that was cut has no end; one that is its end alone has nothing else.
-    found = measures.measure_places(tokens, measures.add_places(tokens, examples.assign(text="<bos> <ans> 1")))
-    assert found["end"]["value"] is None
-    assert found["but_end"]["value"] == 21 / 6
+    # An answer that is its end alone has nothing else.
     single = alone.drop_duplicates("is_answer")
-    found = measures.measure_places(single, measures.add_places(single, examples))
+    found = measures.measure_places(single, measures.add_places(single))
     assert found["end"]["value"] == 7.0
     assert found["but_end"]["value"] is None
     assert (
@@ -306,11 +303,12 @@ def test_mean_depth_by_place():
 def test_depth_beyond_training_is_that_without_the_end():
     """Beyond training answers got shorter, or had no end: means with it fell where the rest rose, or the reverse.
 
-    Two verdicts were published of that. Here the answer takes 3 within and 5 beyond, its end 1; half of those beyond
-    have no end, but 4.
+    Two verdicts were published of that, and a third of answers that the model did not end, where the place at which the
+    end was due counted as more of the answer. Here the answer takes 3 within and 5 beyond, its end 1; half of those
+    beyond have no end: 4 where it was due.
     """
-    texts = {3: "<bos> <ans> 1 2 <eos>", 9: "<bos> <ans> 1 <eos>", 10: "<bos> <ans> 1"}
-    depths = {3: [3, 3, 1], 9: [5, 1], 10: [5, 4]}
+    texts = {3: "<bos> <ans> 1 2 <eos>", 9: "<bos> <ans> 1 <eos>", 10: "<bos> <ans> 1 1 1"}
+    depths = {3: [3, 3, 1], 9: [5, 1], 10: [5, 6, 4]}
     examples = pd.DataFrame(
         [{"example": number, "size": size, "correct": size == 3} for number, size in enumerate([3, 9, 10] * 10)]
     )
@@ -323,10 +321,10 @@ def test_depth_beyond_training_is_that_without_the_end():
         ]
     )
     found = measures.measure_generalization({"test": (tokens, examples)}, 8, sampled=False)
-    assert [row["depth"] for row in found["by_size"]] == [3.0, 5.0, 4.5]
-    assert found["beyond"]["depth_beyond"] == 4.75
+    assert [row["depth"] for row in found["by_size"]] == [3.0, 5.0, 5.5]
+    assert found["beyond"]["depth_beyond"] == 5.25
     assert found["beyond_ended"]["depth_beyond"] == found["beyond_first"]["depth_beyond"] == 5.0
-    assert found["beyond"]["depth_slope"]["value"] == pytest.approx(-0.5)
+    assert found["beyond"]["depth_slope"]["value"] == pytest.approx(0.5)
     assert measures.measure_generalization({"test": (tokens, examples)}, 8, sampled=True)["beyond"]["verdict"] is None
 
 
@@ -407,8 +405,9 @@ def test_a_decision_is_timed_by_what_all_regressions_say():
     ("change", "slope", "holds"),
     [
         (0.5, 0.1, "yes"),
-        (0.5, 0.0, "partly"),
-        (0.5, 0.01, "partly"),
+        (0.5, 0.0, "no"),
+        (0.5, 0.01, "no"),
+        (0.5, 0.015, "partly"),
         (0.5, -0.1, "no"),
         (-0.5, 0.1, "no"),
         (0.055, 0.1, "yes"),
@@ -432,7 +431,7 @@ def test_depth_that_falls_beyond_the_training_sizes_does_not_keep_rising(change,
     assert judge_part("generalization", found) == holds
     assert judge_part("generalization", {**found, "beyond_ended": beyond}) == holds
     # Where answers that end say another thing, nothing is sure.
-    other = {**beyond, "depth_slope": around(-0.1 if slope > 0 and change > 0 else 0.1), "depth_change": around(0.5)}
+    other = {**beyond, "depth_slope": around(0.1 if holds == "no" else -0.1), "depth_change": around(0.5)}
     assert judge_part("generalization", {**found, "beyond_ended": other}) == "unknown"
     assert judge_part("generalization", {**found, "beyond_first": other}) == "unknown"
     # Where all tokens have D, none can go on rising.
@@ -440,21 +439,24 @@ def test_depth_that_falls_beyond_the_training_sizes_does_not_keep_rising(change,
 
 
 @pytest.mark.parametrize(
-    ("phases", "changes", "holds"),
+    ("phases", "fall", "changes", "holds"),
     [
-        ("rise, then fall", [0.8, 0.0], "yes"),
-        ("rise, then fall", [0.7, 0.1], "partly"),
-        ("fall", [0.8, 0.0], "partly"),
-        ("rise, then fall", [0.1, 0.7], "no"),
-        ("fall", [0.0, 0.8], "no"),
-        ("fall", [0.9, -0.2], "no"),
-        ("rise", [0.9], "no"),
-        ("none", [0.9], "no"),
+        ("rise, then fall", 2.0, [0.8, 0.0], "yes"),
+        ("rise, then fall", 2.0, [0.7, 0.1], "partly"),
+        ("fall", 2.0, [0.8, 0.0], "partly"),
+        ("rise, then fall", 2.0, [0.1, 0.7], "no"),
+        ("fall", 2.0, [0.0, 0.8], "no"),
+        ("fall", 2.0, [0.9, -0.2], "no"),
+        ("rise", 0.2, [0.9], "no"),
+        ("none", 0.0, [0.9], "no"),
+        # Noise of a few rows hides a fall of two iterations: once a "no".
+        ("none", 2.0, [0.9], "unknown"),
+        ("rise", 0.3, [0.9], "unknown"),
     ],
 )
-def test_a_fall_that_goes_with_learning_is_no_second_phase(phases, changes, holds):
+def test_a_fall_that_goes_with_learning_is_no_second_phase(phases, fall, changes, holds):
     turn = 5.0 if len(changes) == 2 else None
-    found = {"phases": phases, "rise": 1.0, "fall": 2.0, "turn": turn, "accuracy_change": changes}
+    found = {"phases": phases, "rise": 1.0, "fall": fall, "turn": turn, "accuracy_change": changes}
     assert judge_part("dynamics", found) == holds
 
 
@@ -565,6 +567,26 @@ def test_the_stability_threshold_is_found(data):
     tuned = matched_stability(model, task, batch, {}, target, 30, 0)
     depth = run_examples(tuned, task, batch, Depths("s", {}), 0, 30, 0)[0]["exit_depth"].mean()
     assert depth == pytest.approx(target, abs=0.5)
+
+
+def test_an_answer_without_end_is_as_long_as_its_size_lets_it_be_whoever_is_answered_beside_it(data):
+    """Such answers went on for as long as the largest graph of their batch let them, and their depths with them."""
+    task = open_task(str(data), "brevo-mini")
+    batch = load_examples(str(data), "brevo-mini", "extrapolation", 24)
+    model = task_model("online")
+    with torch.no_grad():
+        model.lm_head.weight[EOS] = 0  # unlikely, so that most answers are cut
+    found = []
+    for batch_size in (24, 5, 1):
+        tokens, examples = run_examples(model, task, batch, Depths("learned", {}), 0, batch_size, 0)
+        cut = examples[~measures.has_end(examples)]
+        assert len(cut) > 5
+        lengths = tokens[tokens["is_answer"]].groupby("example").size()
+        assert lengths[cut["example"]].tolist() == [task.longest_answer(size) for size in cut["size"]]
+        found.append(examples[["text", "depth", "flops"]])
+    assert len(set(cut["size"])) > 2
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
 
 
 @pytest.mark.parametrize(

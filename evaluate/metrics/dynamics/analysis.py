@@ -9,7 +9,7 @@ from scipy.optimize import isotonic_regression
 _LEAST_POINTS = 9
 # A rise or fall counts if it is as large, in iterations, and as many times the scatter about the fitted curve. Noise
 # whose neighbouring points are alike, as those of training are, seldom reaches it (a test draws some).
-_LEAST_CHANGE = 0.25
+LEAST_CHANGE = 0.25
 _LEAST_OVER_SCATTER = 10.0
 # Where so much of the fall is done, depth has turned.
 _TURNED = 0.1
@@ -41,7 +41,7 @@ def find_phases(steps: list[float], depth: list[float], accuracy: list[float] | 
     levels = 1 + int((np.abs(np.diff(curve)) > 1e-12).sum())
     scatter = float(np.sqrt(((y - curve) ** 2).sum() / max(1, len(y) - levels)))
     rise, fall = float(curve.max() - curve[0]), float(curve.max() - curve[-1])
-    least = max(_LEAST_CHANGE, _LEAST_OVER_SCATTER * scatter)
+    least = max(LEAST_CHANGE, _LEAST_OVER_SCATTER * scatter)
     seen = [name for name, change in (("rise", rise), ("fall", fall)) if change >= least]
     turn = None
     if "fall" in seen:
