@@ -103,9 +103,10 @@ def _judge_alignment(value: dict[str, Any], beside: dict[str, Any]) -> str:
 def _generalization(limit: int, deepest: int, name: str, found: dict[str, Any]) -> Claim:
     """Holds if, beyond the limit, accuracy is lower by half of what it was, and depth is higher and goes on rising.
 
-    Partly if accuracy is surely lower and depth higher, but may or may not go on rising. Not if depth surely falls there
-    or stays, to 0.05 from the least size to the largest, or accuracy surely stays, to 0.05; else it is undecided. Depth
-    must do so without the answer's end, over all answers and over those that end, and at `<ans>`, or it is undecided too.
+    Partly if accuracy is surely lower and depth higher, but may or may not go on rising. Not if depth surely falls
+    there or stays, to 0.05 from the least size to the largest, or accuracy surely stays, to 0.05; else it is undecided.
+    Depth must do so without the answer's end, over all answers and over those that end, and at `<ans>`, or it is
+    undecided too.
     """
     parts = [found[part] for part in ("beyond", "beyond_ended", "beyond_first") if part in found]
     beyond = parts[0]

@@ -155,8 +155,9 @@ def measure_generalization(tables: Tables, limit: int, sampled: bool) -> dict[st
     """Accuracy and depth by size, and their change beyond `limit`.
 
     Depth is the mean over the answer without the place of its end (`beyond`), which is easy, and whose share grows as
-    answers get shorter; of an answer that is nothing else it is the end's. `beyond_ended`: the same of answers that end. `beyond_first`: depth at `<ans>` alone, which every answer has. Where answers are sampled,
-    size is that of what the model wrote, and no prompt asks for more than training had: then nothing is said of beyond.
+    answers get shorter; of an answer that is nothing else it is the end's. `beyond_ended`: the same of answers that
+    end. `beyond_first`: depth at `<ans>` alone, which every answer has. Where answers are sampled, size is that of what
+    the model wrote, and no prompt asks for more than training had: then nothing is said of beyond.
     """
     every = pd.concat([_without_end(*both) for both in tables.values()], ignore_index=True)
     found = {"by_size": by_size(every)}

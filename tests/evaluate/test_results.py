@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import results
 import shares
-from report import ReportError, Run
 from measures import EDITION
+from report import ReportError, Run
 from results import make_page, make_table, read_metrics, write_pages
 
 from datasets_scripts.files import fill_block
