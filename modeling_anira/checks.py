@@ -82,8 +82,15 @@ def readable(tensor: torch.Tensor) -> bool:
     return not torch.compiler.is_compiling() and not tensor.is_meta
 
 
+def check_tensor(name: str, value: Any, shape: str) -> None:
+    """Refuses lists and numbers: they have no dtype or device."""
+    if not torch.is_tensor(value):
+        refuse(name, f"a {type(value).__name__}", f"a tensor of shape {shape}")
+
+
 def check_input_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
     """Ids (B, T) must be two-dimensional and name tokens of the vocabulary."""
+    check_tensor("input_ids", input_ids, "(batch, tokens)")
     fits = input_ids.dim() == 2 and input_ids.numel() > 0
     require(fits, "input_ids", tuple(input_ids.shape), "of shape (batch, tokens), with at least one token")
     require(input_ids.dtype in (torch.int32, torch.int64), "input_ids", input_ids.dtype, "torch.int64 or torch.int32")
@@ -101,6 +108,7 @@ def check_input_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
 
 def check_inputs_embeds(inputs_embeds: torch.Tensor, hidden_size: int) -> None:
     """Embeddings must be (B, T, hidden_size), of floating point."""
+    check_tensor("inputs_embeds", inputs_embeds, f"(batch, tokens, {hidden_size})")
     shape = tuple(inputs_embeds.shape)
     fits = len(shape) == 3 and shape[2] == hidden_size and inputs_embeds.numel() > 0
     require(fits, "inputs_embeds", shape, f"of shape (batch, tokens, {hidden_size}), with at least one token")
@@ -124,6 +132,7 @@ def check_exit_depths(
     """Given depths (B, T) must be integers, 1..max_depth at real tokens and 0 at padding (`real` is False, (B, T))."""
     if exit_depths is None:
         return
+    check_tensor("exit_depths", exit_depths, "(batch, tokens)")
     require(
         exit_depths.shape == shape, "exit_depths", tuple(exit_depths.shape), f"of shape {tuple(shape)}, as the tokens"
     )
@@ -170,6 +179,7 @@ def check_attention_mask(
     """
     if mask is None:
         return
+    check_tensor("attention_mask", mask, "(batch, tokens)")
     batch, length = shape
     if mask.dim() == 4:
         keys = [past + length] if room is None else [past + length, room]

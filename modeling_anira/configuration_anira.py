@@ -182,6 +182,10 @@ class AniraConfig(PreTrainedConfig):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
         for field in ("num_core_layers", "max_depth", "max_position_embeddings"):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
+        # Not ours, but kept as all unknown fields are, and caches read them.
+        for field in ("sliding_window", "attention_chunk_size", "layer_types"):
+            found = getattr(self, field, None)
+            require(found is None, field, found, "left out: a token sees all before it")
         for field in ("num_prelude_layers", "num_coda_layers"):
             require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
         heads, kv_heads, head_dim = self.head_sizes

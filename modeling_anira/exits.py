@@ -4,6 +4,7 @@ Shapes: B batch, T tokens of this call, D `max_depth` of the model, d a depth fr
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -167,7 +168,10 @@ class OnlineExits:
         if depth == self.model_depth:
             self._active = torch.zeros_like(self._active)
             return  # all that is left exits here: alpha^(D) is not used
-        logit = self.decider.exit_logit(tokens.select(state), tokens.select(previous), self.readout)
+        computed = tokens.select(state)
+        logit = self.decider.exit_logit(computed, tokens.select(previous), self.readout)
+        wanted = tuple(computed.shape[:-1])
+        require(tuple(logit.shape) == wanted, "exit_logit", tuple(logit.shape), f"of shape {wanted}: one logit a token")
         # An exited token's alpha is that of its frozen state. In training it is read again, for the gradient to a.
         self._logits.append(logit if self.differentiable else tokens.update(logit, self._last_logit()))
         self._log_survival = self._log_survival + F.logsigmoid(-self._logits[-1])
@@ -230,11 +234,14 @@ def open_exits(
         return OnlineExits(decider, rule, real, model_depth, noise, given_depths, readout, differentiable=sampled)
     log_q = F.log_softmax(decider.plan(shallow), dim=-1)
     require(log_q.shape[-1] == model_depth, "max_depth", model_depth, f"{log_q.shape[-1]}, as when the model was built")
+    wanted = (*real.shape, model_depth)
+    require(tuple(log_q.shape) == wanted, "plan", tuple(log_q.shape), f"of shape {wanted}: one logit a token and depth")
     if given_depths is not None:
         return PlannedExits(given_depths, log_q)
     if not sampled:
         return PlannedExits(rule.depths(log_q, noise).masked_fill(~real, 0), log_q)
     assert noise is not None  # a decider that samples is given its noise
+    require(0 < temperature < math.inf, "gumbel_temperature", temperature, "above 0, and finite")
     soft = gumbel_softmax(log_q, noise, temperature)
     depths = (soft.argmax(-1) + 1).clamp(rule.min_depth, rule.max_depth)
     # P(depth > d); below min_depth it is 1 whatever q says.

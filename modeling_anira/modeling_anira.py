@@ -33,11 +33,12 @@ from .checks import (
     check_keywords,
     check_no_rule_in_training,
     check_position_ids,
+    check_tensor,
     readable,
     refuse,
     require,
 )
-from .configuration_anira import AniraConfig, check_exit_rule
+from .configuration_anira import EXECUTIONS, AniraConfig, check_exit_rule
 from .cost import Flops, count_flops
 from .deciders import Decider, ExitHead, Readout, at_least_fp32, build_decider, own_randomness
 from .exits import ExitRule, Exits, draw_noise, noise_shape, open_exits
@@ -52,6 +53,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_anira.AniraModel",
     "AutoModelForCausalLM": "modeling_anira.AniraForCausalLM",
 }
+
+# What a model is made of: its parts are made once, while most fields of its config are read at every forward.
+BUILT = ("decider", "input_injection", "num_prelude_layers", "num_core_layers", "num_coda_layers")
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rotary angles, each (B or 1, T, F) or (N, F)
 
@@ -366,6 +370,7 @@ class AniraPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; what is saved carries its code, and loads with all Auto classes that fit."""
+        cast(AniraModel, self.base_model).check_built()
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         if self.can_generate():
             # Marked as made from the model's config, it would lose what it says about depths when it is loaded again.
@@ -389,6 +394,7 @@ class AniraPreTrainedModel(PreTrainedModel):
         Returns:
             A [`Flops`], whose fields are floating-point operations by part (a multiply-add is 2).
         """
+        check_tensor("exit_depths", exit_depths, "(batch, tokens)")
         require(exit_depths.dim() == 2, "exit_depths", tuple(exit_depths.shape), "of shape (batch, tokens)")
         if attention_mask is not None:
             shape = tuple(attention_mask.shape)
@@ -415,7 +421,14 @@ class AniraModel(AniraPreTrainedModel):
         self.coda = nn.ModuleList(AniraLayer(config) for _ in range(config.num_coda_layers))
         self.norm = AniraRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
+        self._built = {name: getattr(config, name) for name in BUILT}
         self.post_init()
+
+    def check_built(self) -> None:
+        """Refuses a config that was set to other parts since they were made: it would be saved with these weights."""
+        for name, value in self._built.items():
+            found = getattr(self.config, name)
+            require(found == value, name, found, f"{value!r}, as when the model was built; build or load another")
 
     @can_return_tuple
     def forward(
@@ -464,6 +477,8 @@ class AniraModel(AniraPreTrainedModel):
             cache = kwargs.pop("cache")
             past_key_values = past_key_values if cache is None else cache
         check_keywords(kwargs)
+        if not torch.compiler.is_compiling():
+            self.check_built()
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
             found = "neither given nor" if input_ids is None else "given together with"
@@ -675,6 +690,7 @@ class AniraModel(AniraPreTrainedModel):
     def _execution(self, output_attentions: bool | None, exit_depths: torch.Tensor | None, paged: bool) -> str:
         """How this forward runs: packed or masked. `paged`: under continuous batching, which is masked."""
         execution = self.config.execution
+        require(execution in EXECUTIONS, "execution", execution, f"one of {list(EXECUTIONS)}")
         if execution == "auto":
             execution = "masked" if self.training or torch.compiler.is_compiling() or paged else "packed"
             if self._wants(output_attentions, "output_attentions"):

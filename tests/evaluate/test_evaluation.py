@@ -51,7 +51,7 @@ def save(folder, model):
 
 
 def evaluate_model(out, folder, data, config="brevo-mini", **changes):
-    settings = {"rows": ROWS, "resamples": 20, "sweep_rows": 12, "part_rows": 8, "batch_size": 8, **changes}
+    settings = {"rows": ROWS, "resamples": 20, "sweep_rows": 12, "part_rows": 16, "batch_size": 32, **changes}
     arguments = run.EvaluationArguments(model=str(folder), dataset=str(data), config=config, out=str(out), **settings)
     return run.Evaluation(arguments).run()
 
@@ -595,13 +595,13 @@ def test_an_answer_without_end_is_as_long_as_its_size_lets_it_be_whoever_is_answ
 def test_every_task_and_decider_goes_through_with_constants_and_gaps(tmp_path, data, config, decider):
     """`fixed` has one depth: correlations are null with a reason, and nothing fails at the end."""
     folder = save(tmp_path / "model", task_model(decider))
-    metrics = evaluate_model(tmp_path / "out", folder, data, config, sweep_rows=8)
+    metrics = evaluate_model(tmp_path / "out", folder, data, config, rows=12, sweep_rows=6)
     assert [row["depths"] for row in metrics["controls"]][-1] == "oracle"
     estimate = metrics["analyses"]["alignment"]["per_example"]["exit_depth"]["all"]["size"]
     if decider == "fixed":
         assert estimate["value"] is None
         assert "constant" in estimate["reason"]
-        assert metrics["depth_all"] == {"value": 4.0, "low": 4.0, "high": 4.0, "n": ROWS}
+        assert metrics["depth_all"] == {"value": 4.0, "low": 4.0, "high": 4.0, "n": 12}
     page = report.write_report([report.read_run(tmp_path / "out")], tmp_path / "report")
     assert "nan" not in re.sub(r"base64,[^\"]+", "", page.read_text()).lower().split()
 
@@ -618,14 +618,15 @@ def test_a_stopped_run_goes_on_and_two_processes_find_the_same(tmp_path, data, e
         return real(*arguments)
 
     monkeypatch.setattr(run, "run_examples", stop)
+    parts = {"controls": False, "sweep_rows": 0, "part_rows": 8}
     with pytest.raises(KeyboardInterrupt):
-        evaluate_model(tmp_path / "stopped", folder, data, controls=False, sweep_rows=0)
+        evaluate_model(tmp_path / "stopped", folder, data, **parts)
     assert not (tmp_path / "stopped" / "metrics.json").exists()
-    evaluate_model(tmp_path / "stopped", folder, data, controls=False, sweep_rows=0)
+    evaluate_model(tmp_path / "stopped", folder, data, **parts)
     # 4 parts of each split; the two that were finished are not run again.
     assert len(calls) == 3 + 6
     with pytest.raises(EvaluationError, match="holds an evaluation whose seed differ"):
-        evaluate_model(tmp_path / "stopped", folder, data, controls=False, sweep_rows=0, seed=1)
+        evaluate_model(tmp_path / "stopped", folder, data, **parts, seed=1)
     # Another model in the same place, as after training anew: its answers are not mixed with those of the old.
     swapped = shutil.copytree(folder, tmp_path / "model")
     evaluate_model(tmp_path / "swapped", swapped, data, controls=False, sweep_rows=0)

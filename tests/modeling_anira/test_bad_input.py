@@ -6,6 +6,7 @@ from cases import make_batch, run, small_config, small_model
 from transformers import AutoConfig, DynamicCache, StaticCache
 
 from modeling_anira import AniraConfig, AniraForCausalLM
+from modeling_anira.deciders import DECIDERS, Decider
 
 BAD_CONFIGS = [
     ({"max_depth": 0}, ["max_depth", "0", "at least 1"]),
@@ -39,6 +40,9 @@ BAD_CONFIGS = [
     ({"hidden_act": "sillu"}, ["hidden_act", "sillu", "silu"]),
     ({"attention_dropout": 1.0}, ["attention_dropout", "1.0", "[0, 1)"]),
     ({"num_hidden_layers": 12}, ["num_hidden_layers", "12", "18"]),
+    # The cache would follow these, and drop keys that a forward without cache reads.
+    ({"sliding_window": 4}, ["sliding_window", "4", "left out"]),
+    ({"attention_chunk_size": 4}, ["attention_chunk_size", "4", "left out"]),
     ({"max_depht": 4}, ["max_depht", "max_depth"]),
     ({"max_depth": "4"}, ["max_depth", "int", "str"]),
 ]
@@ -50,6 +54,79 @@ def test_config_refuses(settings, words):
         AniraConfig(**settings)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("decider", "early"), ("decider", "fixed"), ("input_injection", "add"), ("num_core_layers", 1)]
+)
+def test_parts_named_anew_after_building_are_refused_not_saved(field, value, tmp_path):
+    """They were not followed, but saved: the folder loaded another model, with other logits and without a word."""
+    model = small_model(decider="online", num_core_layers=2)
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    before = model.config.to_dict()
+    setattr(model.config, field, value)
+    for use in (lambda: model(ids), lambda: model.save_pretrained(tmp_path / "saved")):
+        with pytest.raises(ValueError, match=rf"`{field}` is {value!r}, but must be .*, as when the model was built"):
+            use()
+    assert not (tmp_path / "saved").exists()
+    setattr(model.config, field, before[field])
+    model(ids)
+
+
+def test_fields_that_every_forward_reads_are_checked_there():
+    """`execution = "pack"` ran masked, and a temperature of 0 gave a loss that is no number."""
+    model = small_model(decider="early")
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    model.config.execution = "pack"
+    with pytest.raises(ValueError, match="`execution` is 'pack', but must be one of"):
+        model(ids)
+    model.config.execution = "auto"
+    model.train().config.gumbel_temperature = 0
+    with pytest.raises(ValueError, match="`gumbel_temperature` is 0, but must be above 0"):
+        model(ids)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 2), (2, 5)])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_own_decider_that_answers_in_another_shape_is_refused_by_name(monkeypatch, shape, training):
+    """The usual slip is a head without `.squeeze(-1)`; with as many rows as tokens depths came back all the same."""
+
+    class Late(Decider):
+        learned = True
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.head = torch.nn.Linear(config.hidden_size, 1)
+
+        def exit_logit(self, state, previous, readout):
+            return self.head(state)
+
+    class Soon(Late):
+        plans_ahead = True
+
+        def plan(self, shallow):
+            return self.head(shallow).expand(*shallow.shape[:-1], self.config.max_depth).unsqueeze(0)
+
+    ids = torch.ones(shape, dtype=torch.int64)
+    for name, kind, method in (("late", Late, "exit_logit"), ("soon", Soon, "plan")):
+        monkeypatch.setitem(DECIDERS, name, kind)
+        model = small_model(decider=name, decisive=False).train(training)
+        with pytest.raises(ValueError, match=rf"`{method}` is \(.*\), but must be of shape \(.*\): one logit a token"):
+            model(ids)
+
+
+def test_lists_and_numbers_are_no_tensors():
+    """`exit_depths=2` is the first thing that one tries, and ended in an AttributeError."""
+    model = small_model()
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    given = {"exit_depths": 2, "attention_mask": [[1] * 5] * 2}
+    for name, value in given.items():
+        with pytest.raises(ValueError, match=f"`{name}` is a {type(value).__name__}, but must be a tensor of shape"):
+            model(ids, **{name: value})
+    with pytest.raises(ValueError, match="`input_ids` is a list, but must be a tensor"):
+        model(ids.tolist())
+    with pytest.raises(ValueError, match="`exit_depths` is a int, but must be a tensor"):
+        model.flops(2)
 
 
 def test_config_fields_set_later_are_checked_when_a_model_is_built():
