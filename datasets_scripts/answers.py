@@ -139,4 +139,6 @@ def _judge(task: Task, prompt: list[int], tokens: list[int], depths: list[int] |
         completion = completion[: completion.index(EOS) + 1]
     length = len(prompt) + len(completion)
     verdict = task.verify(prompt, completion)
-    return Answer(prompt + completion, len(prompt), verdict, None if depths is None else depths[:length])
+    # The last is 0 also where the row went on for the sake of others.
+    own = None if depths is None else [*depths[: length - 1], 0]
+    return Answer(prompt + completion, len(prompt), verdict, own)

@@ -5,6 +5,7 @@ made again alone, shards can be made in any order, and neighbouring seeds or ind
 from splitmix64 (Steele et al., 2014, "Fast splittable pseudorandom number generators").
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,10 +34,10 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 def _open_cache() -> str:
     """A folder for machine code made from the source of this package as it is now; "" where none can be written."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(_HERE.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    folder = _HERE / "__pycache__" / f"compiled-{digest.hexdigest()}"
     try:
+        for path in sorted(_HERE.glob("[!.]*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        folder = _HERE / "__pycache__" / f"compiled-{digest.hexdigest()}"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return ""
@@ -46,6 +47,35 @@ def _open_cache() -> str:
 _CACHE = _open_cache()
 
 
+class _Kept:
+    """numba's cache of one function, without the errors: what cannot be read or kept is compiled again."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """What was compiled for this signature; None if nothing, or nothing whole, is there."""
+        try:
+            return self._cache.load_overload(signature, target)
+        except Exception:  # cut short, say, by a power cut: a pickle may end in any of them
+            self._forget()
+            return None
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        """Keeps it, unless the disk is full."""
+        try:
+            self._cache.save_overload(signature, compiled)
+        except OSError:
+            self._forget()
+
+    def _forget(self) -> None:
+        with contextlib.suppress(OSError):
+            self._cache.flush()
+
+
 def compiled(function: Callable[..., Any]) -> Any:
     """`function` as machine code, made when it is first called and kept on disk for the processes that follow.
 
@@ -53,14 +83,20 @@ def compiled(function: Callable[..., Any]) -> Any:
     the data would be those of the old one. Hence a folder whose name tells the source of the whole package, and
     functions of other packages are not kept.
     """
-    folder = _CACHE if Path(function.__code__.co_filename).resolve().parent == _HERE else ""
+    made: Any = numba.njit(nogil=True)(function)
+    if not _CACHE or Path(function.__code__.co_filename).resolve().parent != _HERE:
+        return made
     settings: Any = numba.config
     configured = settings.CACHE_DIR
-    settings.CACHE_DIR = folder  # read as numba chooses where to keep, which is below
+    settings.CACHE_DIR = _CACHE  # read as numba chooses where to keep
     try:
-        return numba.njit(nogil=True, cache=bool(folder))(function)
+        made.enable_caching()
     finally:
         settings.CACHE_DIR = configured
+    if not Path(made._cache.cache_path).is_relative_to(_CACHE):  # it chose another place, as this one cannot be written
+        return numba.njit(nogil=True)(function)
+    made._cache = _Kept(made._cache)
+    return made
 
 
 def stream_key(*parts: Any) -> np.uint64:

@@ -95,6 +95,8 @@ def carry_out(run: Planned, arguments: PlanArguments) -> str:
         command = ["train/pretrain.py", "--config", run.recipe, "--out", out, "--resume", *settings]
         if error := _call(command, folder / "train.txt", arguments.jobs):
             return f"{run.name}: training failed: {error}"
+        if not (folder / "model").exists():  # a training that is told to stop ends well
+            return f"{run.name}: training was stopped; the same command goes on from its checkpoint."
     trained, evaluated = (folder / "model").exists(), (folder / "evaluation" / "metrics.json").exists()
     if arguments.evaluate and trained and not evaluated:
         # The run's own record: a plan may have set another task than its recipe has.

@@ -18,6 +18,8 @@ from transformers import HfArgumentParser
 
 # Files that the Hub itself puts into a new repo.
 _THE_HUBS = {".gitattributes"}
+# What it may put into a new static Space for a start.
+_STARTERS = {"index.html", "style.css"}
 # A file that every release has.
 _MARKS: dict[Kind, str] = {"model": "modeling_anira.py", "dataset": "generation.json", "space": "analysis.py"}
 
@@ -121,7 +123,7 @@ def upload(repo: Repo, api: HfApi, private: bool, revision: str | None) -> str:
 
 def _refuse_others(repo: Repo, there: set[str]) -> None:
     """Refuses a branch that holds something else of that name, whose files would go. `there`: names of its files."""
-    strangers = sorted(there - _THE_HUBS - {"README.md"})
+    strangers = sorted(there - _THE_HUBS - {"README.md"} - (_STARTERS if repo.kind == "space" else set()))
     if strangers and _MARKS[repo.kind] not in there:
         raise ReleaseError(
             f"{repo.name} exists and is no {repo.kind} of such a release: it holds {strangers[0]}, and no "

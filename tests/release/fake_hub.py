@@ -156,7 +156,9 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos[kind, name] = Repo(
             private=wanted.get("visibility") == "private" or bool(wanted.get("private"))
         )
-        repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
+        # The real one may greet a new static Space with a page.
+        started = {"index.html": b"<html>", "style.css": b"body {}"} if kind == "spaces" else {}
+        repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n", **started})
         prefix = "" if kind == "models" else f"{kind}/"
         return self._send_json({"url": f"{self.hub.url}/{prefix}{name}"})
 
