@@ -28,6 +28,7 @@ from scipy import stats
 from shares import unpack
 
 from datasets_scripts import build, make_tokenizer
+from datasets_scripts.answers import ask
 from datasets_scripts.vocabulary import EOS, WORDS
 from modeling_anira import AniraForCausalLM
 
@@ -585,6 +586,8 @@ def test_an_answer_without_end_is_as_long_as_its_size_lets_it_be_whoever_is_answ
         assert lengths[cut["example"]].tolist() == [task.longest_answer(size) for size in cut["size"]]
         found.append(examples[["text", "depth", "flops"]])
     assert len(set(cut["size"])) > 2
+    # The last token is not one that was run, also where the row went on for the others' sake.
+    assert {answer.depths[-1] for answer in ask(model, task, batch, 24)} == {0}
     assert found[0].equals(found[1])
     assert found[0].equals(found[2])
 

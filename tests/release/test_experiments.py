@@ -25,6 +25,15 @@ def write_plan(folder, **runs):
     return path
 
 
+def test_a_training_that_was_told_to_stop_is_not_taken_for_done(tmp_path, monkeypatch):
+    """It ends well, having kept a checkpoint; the plan then ended well too, without the run."""
+    monkeypatch.setattr(experiments, "_call", lambda command, log, jobs: "")
+    plan = write_plan(tmp_path, good=RUN)
+    monkeypatch.setattr(sys, "argv", ["x", "--plan", str(plan), "--out", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match=r"^good: training was stopped; the same command goes on from its checkpoint"):
+        experiments.main()
+
+
 def test_a_plan_is_carried_out_once_and_its_runs_become_checkpoints(tmp_path, dataset, monkeypatch):
     broken = {**RUN, "set": ["stepps=2"]}
     plan = write_plan(tmp_path, broken=broken, good=RUN)
