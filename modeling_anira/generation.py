@@ -21,7 +21,7 @@ from transformers.generation import GenerationConfig, GenerationMixin, Generatio
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
-from .checks import CALL_OPTIONS, check_no_rule_in_training, refuse, require
+from .checks import CALL_OPTIONS, check_no_rule_in_training, check_tensor, refuse, require
 from .versions import CACHE
 
 if TYPE_CHECKING:
@@ -248,7 +248,8 @@ class AniraGenerationMixin(GenerationMixin):
         _check_generation_config(config)
         for name in ("exit_depths", "exit_noise"):
             given = kwargs.get(name)
-            require(given is None or torch.is_tensor(given), name, type(given).__name__, "a tensor (batch, positions)")
+            if given is not None:
+                check_tensor(name, given, "(batch, positions)")
         if kwargs.get("output_exit_log_probs"):
             refuse("output_exit_log_probs", "True in generate", "used in a forward over the sequences that came out")
         if kwargs.get("exit_depths") is None:
