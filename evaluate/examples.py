@@ -4,11 +4,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, load_dataset
 
 from datasets_scripts import PRESETS, TASKS, Batch, Task, get_task
+from datasets_scripts.build import RECORD
 from datasets_scripts.vocabulary import encode
 
 
@@ -18,9 +20,9 @@ class EvaluationError(ValueError):
 
 def open_task(dataset: str, config: str) -> Task:
     """The task that a dataset's config was drawn from: by the record of a built folder, else by the preset's name."""
-    record = Path(dataset) / "generation.json"
-    if record.is_file():
-        configs = json.loads(record.read_text())["configs"]
+    record = read_record(dataset)
+    if record is not None:
+        configs = record["configs"]
         if config in configs:
             return TASKS[configs[config]["task"]].from_settings(configs[config]["settings"])
         raise EvaluationError(f"`config` is {config!r}, but {dataset} has {', '.join(configs)}.")
@@ -29,6 +31,12 @@ def open_task(dataset: str, config: str) -> Task:
     raise EvaluationError(
         f"`config` is {config!r}, which is no preset ({', '.join(PRESETS)}), and {dataset} has no generation.json."
     )
+
+
+def read_record(dataset: str) -> dict[str, Any] | None:
+    """What `build.py` kept of how a dataset was drawn; None if that is not at hand, as for one on the Hub."""
+    path = Path(dataset) / RECORD
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def load_examples(dataset: str, config: str, split: str, rows: int) -> Batch:

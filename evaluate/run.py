@@ -35,7 +35,7 @@ from controls import (
     one_depth,
     oracle,
 )
-from examples import EvaluationError, load_examples, open_task, spread, take
+from examples import EvaluationError, load_examples, open_task, read_record, spread, take
 from loading import check_tokenizer, digest_weights, load_model
 from measures import mean_depth, measure
 from passes import AGAINST_EXACT, Depths, run_examples, run_given
@@ -331,6 +331,7 @@ class Evaluation:
             "rows_digest": hashlib.sha256(
                 b"".join(batch.tokens.tobytes() for batch in self.batches.values())
             ).hexdigest(),
+            "drawn": self._describe_dataset(),
             "decider": config.decider,
             "max_depth": config.max_depth,
             "size_limit": self._size_limit(),
@@ -342,6 +343,14 @@ class Evaluation:
             "versions": {name: importlib.metadata.version(name) for name in names},
             "commit": self._read_begun()["commit"],
         }
+
+    def _describe_dataset(self) -> dict[str, Any] | None:
+        """The options by which `build.py` draws the dataset again: it can have more rows than were taken of it."""
+        record = read_record(self.arguments.dataset)
+        if record is None:
+            return None
+        splits = record["configs"][self.arguments.config]["splits"]
+        return {"seed": record["seed"], "rows": splits["train"]["rows"], "eval_rows": splits["test"]["rows"]}
 
     def _read_begun(self) -> dict[str, Any]:
         """What the command kept when it began, for the command that goes on; before 2026-11-26 that was no commit."""

@@ -15,9 +15,10 @@ import pytest
 import shares
 import yaml
 from code_blocks import find_blocks
-from conftest import NAME, OWNER
+from conftest import CONFIG, NAME, OWNER
 from pages import name_depths, show
 from repos import NOBODY, ReleaseError
+from run import Evaluation, EvaluationArguments
 
 from datasets_scripts import get_task
 from datasets_scripts.card import describe
@@ -194,6 +195,23 @@ def test_the_card_repeats_the_options_of_the_evaluation(checkpoint):
     line = "--rows 0 --sweep_rows 0 --resamples 20 --batch_size 256 --part_rows 512 --training_log log.jsonl --out"
     assert f"--model {OWNER}/{found.repo} " in cards.make_card(found, OWNER)
     assert line in cards.make_card(found, OWNER)
+
+
+def test_the_card_draws_the_same_rows_of_the_same_dataset(checkpoint, dataset, tmp_path):
+    """An evaluation on some rows was to be repeated on a dataset with no others, and its seed was not said."""
+    out = tmp_path / "evaluation"
+    arguments = EvaluationArguments(str(checkpoint), str(dataset), CONFIG, str(out), rows=10, controls=False)
+    Evaluation(dataclasses.replace(arguments, resamples=20, sweep_rows=0)).run()
+    folder = shutil.copytree(checkpoint, tmp_path / NAME)
+    (out / "metrics.json").rename(folder / "metrics.json")
+    card = cards.make_card(cards.read_checkpoint(folder), OWNER)
+    assert "build.py --seed 0 --rows 60 --eval_rows 40 \\\n" in card
+    assert "--rows 10 " in card
+    metrics = json.loads((folder / "metrics.json").read_text())
+    # On the Hub the record is not at hand; before 2026-11-27 it was not kept.
+    for other in ({**metrics, "drawn": None}, {name: value for name, value in metrics.items() if name != "drawn"}):
+        (folder / "metrics.json").write_text(json.dumps(other))
+        assert "build.py --eval_rows 10 \\\n" in cards.make_card(cards.read_checkpoint(folder), OWNER)
 
 
 def test_an_evaluation_of_another_model_is_refused(checkpoint, tmp_path):
