@@ -42,7 +42,8 @@ _SPLITS = """
 ## Splits
 
 An instance decides its split, by a hash of its canonical form: 90 of 100 belong to train, 5 to validation, 5 to test.
-So no instance is in two of them, in any build, at any seed, or in the endless streams of the generators.
+So no instance is in two of them, in any build, at any seed, or in the endless streams of the generators. The same graph
+with other names for its vertices is another instance, as is the same sum the other way round.
 `extrapolation` holds sizes beyond those that train has. Sizes in train follow the task's weights; in the other splits
 all are drawn alike (where the task chooses them), but no instance comes twice, so that a size with few instances is
 rare. `generation.json` says what was drawn, and `remake_row` in `datasets_scripts/build.py` makes any row again from

@@ -3,8 +3,10 @@
     <bos> <len_2> + 1 * 1 3 <ans> 4 <eos>
 
 An instance is the expression. Its size is the number of operators, its difficulty the height of its tree: operators on
-one path must be applied one after the other, all others could be at the same time. From Allen-Zhu (arXiv 2512.17351)
-after the published generator; the `paper` preset has training sizes 3 to 16, as ANIRA (arXiv 2602.08864) has.
+one path must be applied one after the other, all others could be at the same time. The prompt says the size, so that
+expressions larger than those of training begin with a word that training did not have. From Allen-Zhu (arXiv
+2512.17351) after the published generator; the `paper` preset has training sizes 3 to 16, as ANIRA (arXiv 2602.08864)
+has.
 """
 
 import math
@@ -109,13 +111,16 @@ class Mano(Task):
     def check(self, prompt: list[int], completion: list[int]) -> str:
         expression = prompt[2:-1]
         expected = evaluate(expression, self.config.modulus)
-        if prompt[1] != FIRST_LENGTH - 1 + len(expression) // 2:
+        if prompt[1] != self.size_word(len(expression) // 2):
             malformed(f"The prompt says {WORDS[prompt[1]]}, but its expression has {len(expression) // 2} operators.")
         if len(completion) != 1:
             return f"The answer has {len(completion)} tokens, but is one number."
         if completion[0] != FIRST_NUMBER + expected:
             return f"The answer is {WORDS[completion[0]]}, but the value is {expected}."
         return ""
+
+    def size_word(self, size: int) -> int:
+        return FIRST_LENGTH - 1 + size
 
     def longest_example(self, size: int) -> int:
         return 2 * size + 1 + _FRAME

@@ -159,6 +159,10 @@ class Task(ABC):
         """Size of the example that a model wrote to a prompt of an example of `size`: the prompt mostly settles it."""
         return size
 
+    def size_word(self, size: int) -> int | None:
+        """Id of the word by which prompts say their size; None where they do not say it."""
+        return None
+
     def exact_distribution(self, tokens: np.ndarray) -> tuple[list[int], np.ndarray] | None:
         """(ids that can follow, their exact probabilities at every position (n, ids)), where the task knows them."""
         return None

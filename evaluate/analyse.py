@@ -16,7 +16,7 @@ from typing import Any
 from measures import measure
 from pages import parse_folders_first
 from report import ReportError, read_run, read_tables
-from run import read_commit, without_nan
+from run import KNOWN_WORDS, read_commit, without_nan
 from tqdm import tqdm
 
 from datasets_scripts.files import write_whole
@@ -37,8 +37,14 @@ def analyse(folder: Path) -> dict[str, Any]:
     run, log = read_run(folder), folder / "log.jsonl"
     metrics, main_split = run.metrics, run.metrics["splits"][0]
     given = read_tables(folder, f"{main_split}-given") if "kl" in metrics["given"] else None
+    known = {
+        split: read_tables(folder, f"{split}{KNOWN_WORDS}")
+        for split in run.tables
+        if (folder / f"{split}{KNOWN_WORDS}").is_dir()
+    }
     arguments = SimpleNamespace(seed=metrics["seed"], resamples=metrics["options"]["resamples"])
-    analyses = measure(run.tables, given, main_split, metrics["size_limit"], log if log.is_file() else None, arguments)
+    log_or_none = log if log.is_file() else None
+    analyses = measure(run.tables, given, main_split, metrics["size_limit"], log_or_none, arguments, known)
     return metrics | {"analyses": without_nan(analyses), "analyses_commit": read_commit()}
 
 

@@ -106,10 +106,10 @@ def _generalization(limit: int, deepest: int, name: str, found: dict[str, Any]) 
     Partly if accuracy is surely lower and depth higher, but may or may not go on rising. Not if depth surely falls
     there or stays, to 0.05 from the least size to the largest, or accuracy surely stays, to 0.05; else it is undecided.
     Depth must do so without the answer's end, over all answers and over those that end, and at `<ans>`, or it is
-    undecided too.
+    undecided too; and where prompts say their size, both must do so with known words for it.
     """
     parts = [found[part] for part in ("beyond", "beyond_ended", "beyond_first") if part in found]
-    beyond = parts[0]
+    beyond, known = parts[0], found.get("beyond_known_words")
     finding = "Beyond the training sizes accuracy falls sharply while depth keeps rising"
     if beyond["verdict"] is None:
         return Claim(finding, "no figures known", name, f"not measured: {beyond['reason']}", "unknown")
@@ -123,6 +123,12 @@ def _generalization(limit: int, deepest: int, name: str, found: dict[str, Any]) 
     if len(parts) == 3:
         ours += f", of answers that end {across[1]}, at <ans> {across[2]}"
     verdicts = {_judge_beyond(beyond, part, span, deepest) for part in parts}
+    if known is not None:
+        ours += (
+            f"; with a known word for the size, accuracy {show(known['accuracy_change'])}, depth "
+            f"{show(known['depth_change'])} and {show(_across(known, span))}"
+        )
+        verdicts.add(_judge_beyond(known, known, span, deepest))
     return Claim(finding, "no figures known", name, ours, verdicts.pop() if len(verdicts) == 1 else "unknown")
 
 

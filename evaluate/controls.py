@@ -102,6 +102,21 @@ def oracle(tokens: pd.DataFrame, task: Task, batch: Batch) -> Depths:
     return Depths("oracle", {}, forced)
 
 
+def with_known_size_words(model: Any, task: Task, limit: int, largest: int) -> Any | None:
+    """A copy of the model that reads words for sizes above `limit` as the one for `limit`; None if prompts say no size.
+
+    Training had none of those words, so their embeddings are as they were drawn: without this, what a model does beyond
+    the sizes of its training is in part what it does at a word that it does not know.
+    """
+    if task.size_word(limit) is None or largest <= limit:
+        return None
+    model = copy.deepcopy(model)
+    embeddings = model.get_input_embeddings().weight.data
+    for size in range(limit + 1, largest + 1):
+        embeddings[task.size_word(size)] = embeddings[task.size_word(limit)]
+    return model
+
+
 def with_stability(model: Any, threshold: float) -> Any:
     """The same weights, exiting where a token has stopped moving."""
     config = copy.deepcopy(model.config)

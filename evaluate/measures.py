@@ -31,6 +31,7 @@ def measure(
     limit: int,
     log: Path | None,
     arguments: Any,
+    known_words: Tables | None = None,
 ) -> dict[str, Any]:
     """All four, and mean depth by place.
 
@@ -43,6 +44,8 @@ def measure(
         split: The one that both are measured on.
         limit: Largest size of training.
         log: log.jsonl of the training, if known.
+        known_words: The tables of sizes beyond training, with words for those sizes read as a known one's
+            (`controls.with_known_size_words`).
     """
     tokens, examples = tables[split] if given is None else given
     answers = add_places(tokens)
@@ -50,7 +53,7 @@ def measure(
         "edition": EDITION,
         "places": _guard(lambda: measure_places(tokens, answers)),
         "alignment": _guard(lambda: measure_alignment(answers, examples, arguments)),
-        "generalization": _guard(lambda: measure_generalization(tables, limit, sampled=given is not None)),
+        "generalization": _guard(lambda: measure_generalization(tables, limit, given is not None, known_words)),
         "dynamics": _guard(lambda: measure_dynamics(log)),
         "decision_timing": _guard(
             lambda: {depth: measure_timing(answers, depth, arguments) for depth in _list_different(answers)}
@@ -100,7 +103,7 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
     alone (`first`). `given length` holds the number of the answer's tokens constant. `per_token` is with the difficulty
     of each token; `features`, per token as well, with each feature of the task, such as the level of the constituent
     that ends there. `given cell` holds the place of a token constant, and with it the length of the answer, as `given
-    size` does the size.
+    size` does the size. As size hides behind place, and place behind size, both are also held at once.
     """
     units = {
         "per_example": (answers, DEPTHS[:2]),
@@ -112,10 +115,11 @@ def measure_alignment(answers: pd.DataFrame, examples: pd.DataFrame, arguments: 
     found = {}
     for unit, (rows, depths) in units.items():
         table = rows.groupby("example")[list(depths)].mean().join(facts).reset_index()
-        found[unit] = _align(table, arguments, depths, given=("size", "length"))
+        found[unit] = _align(table, arguments, depths, given=(("size",), ("length",), ("size", "length")))
     tokens = answers.assign(difficulty=answers["token_difficulty"])
-    found["per_token"] = _align(tokens, arguments, DEPTHS[:1], given=("size", "cell"))
-    found["features"] = _align(answers, arguments, DEPTHS[:1], tuple(_features(answers)), ("size", "cell"))
+    held = (("size",), ("cell",), ("size", "cell"))
+    found["per_token"] = _align(tokens, arguments, DEPTHS[:1], given=held)
+    found["features"] = _align(answers, arguments, DEPTHS[:1], tuple(_features(answers)), held)
     return found
 
 
@@ -124,7 +128,7 @@ def _align(
     arguments: Any,
     depths: tuple[str, ...],
     against: tuple[str, ...] = ("size", "difficulty"),
-    given: tuple[str, ...] = ("size",),
+    given: tuple[tuple[str, ...], ...] = (("size",),),
 ) -> dict[str, Any]:
     return {
         depth: align(table, depth, against, given, resamples=arguments.resamples, seed=arguments.seed)
@@ -151,13 +155,16 @@ def has_end(examples: pd.DataFrame) -> pd.Series:
     return examples["text"].str.endswith(f" {WORDS[EOS]}")
 
 
-def measure_generalization(tables: Tables, limit: int, sampled: bool) -> dict[str, Any]:
+def measure_generalization(
+    tables: Tables, limit: int, sampled: bool, known_words: Tables | None = None
+) -> dict[str, Any]:
     """Accuracy and depth by size, and their change beyond `limit`.
 
     Depth is the mean over the answer without the place of its end (`beyond`), which is easy, and whose share grows as
     answers get shorter; of an answer that is nothing else it is the end's. `beyond_ended`: the same of answers that
-    end. `beyond_first`: depth at `<ans>` alone, which every answer has. Where answers are sampled, size is that of what
-    the model wrote, and no prompt asks for more than training had: then nothing is said of beyond.
+    end. `beyond_first`: depth at `<ans>` alone, which every answer has. `beyond_known_words`, `by_size_known_words`: of
+    the answers where words for larger sizes are read as a known one, if there are. Where answers are sampled, size is
+    that of what the model wrote, and no prompt asks for more than training had: then nothing is said of beyond.
     """
     every = pd.concat([_without_end(*both) for both in tables.values()], ignore_index=True)
     found = {"by_size": by_size(every)}
@@ -169,6 +176,9 @@ def measure_generalization(tables: Tables, limit: int, sampled: bool) -> dict[st
         "beyond_ended": every[has_end(every)],
         "beyond_first": every.assign(depth=every["first"]),
     }
+    if known_words:
+        known = pd.concat([_without_end(*both) for both in (tables | known_words).values()], ignore_index=True)
+        parts["beyond_known_words"], found["by_size_known_words"] = known, by_size(known)
     return {**found, **{name: beyond_training(rows, limit) for name, rows in parts.items()}}
 
 

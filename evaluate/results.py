@@ -100,6 +100,9 @@ def _make_chapter(config: str, metrics: Metrics, figures: set[str]) -> dict[str,
         "controls": [(name, row) for name, own in adaptive.items() for row in own["controls"]],
         "sizes": _sizes(next(iter(runs.values()))["size_limit"]),
         "by_size": {name: _by_size(own) for name, own in runs.items()},
+        "by_size_known_words": {
+            name: sizes for name, own in runs.items() if (sizes := _by_size(own, "by_size_known_words"))
+        },
         "figures": [
             (title, f"{config}-{name}.png") for name, (title, _) in FIGURES.items() if f"{config}-{name}.png" in figures
         ],
@@ -128,14 +131,14 @@ def _list_verdicts(metrics: Metrics) -> dict[str, dict[str, str]]:
     return found
 
 
-def _by_size(own: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """{size: {"accuracy" and "depth": estimate}}"""
+def _by_size(own: dict[str, Any], rows: str = "by_size") -> dict[int, dict[str, Any]]:
+    """{size: {"accuracy" and "depth": estimate}}; none if there are no such `rows`."""
     return {
         row["size"]: {
             kind: {"value": row[kind], "low": row[f"{kind}_low"], "high": row[f"{kind}_high"]}
             for kind in ("accuracy", "depth")
         }
-        for row in own["analyses"]["generalization"].get("by_size", [])
+        for row in own["analyses"]["generalization"].get(rows, [])
     }
 
 

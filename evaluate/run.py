@@ -34,6 +34,7 @@ from controls import (
     matched_stability,
     one_depth,
     oracle,
+    with_known_size_words,
 )
 from examples import EvaluationError, load_examples, open_task, read_record, spread, take
 from loading import check_tokenizer, digest_weights, load_model
@@ -55,6 +56,9 @@ GIVEN = ("nll", "hit", *AGAINST_EXACT)
 OPTIONS = ("rows", "sweep_rows", "resamples", "batch_size", "part_rows")
 # Token table and example table.
 BothTables = tuple[pd.DataFrame, pd.DataFrame]
+
+# Folders of answers in which words for sizes beyond training were read as a known one.
+KNOWN_WORDS = "-known-words"
 
 SWEPT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -119,9 +123,11 @@ class Evaluation:
         arguments, main_split = self.arguments, self.arguments.splits[0]
         own = Depths("learned", self._own_options())
         tables = {split: self._answer(split, own, self.model) for split in arguments.splits}
+        known = self._answer_with_known_words(own)
         given = self._read_given(main_split, own, self.model)
         if given is not None:
-            for split, both in {**tables, f"{main_split}-given": given}.items():
+            kept = {split + KNOWN_WORDS: both for split, both in known.items()}
+            for split, both in {**tables, **kept, f"{main_split}-given": given}.items():
                 for kind, table in zip(("tokens", "examples"), both, strict=True):
                     write_table(table, self.out / split / f"{kind}.parquet")
         controls = self._run_controls(main_split, tables[main_split], given) if arguments.controls else []
@@ -143,7 +149,7 @@ class Evaluation:
                 "flops_full": int(examples["flops_full"].sum()),
                 "given": {name: _mean_of(name, given[1]) for name in GIVEN if name in given[1]},
                 "analyses": measure(
-                    tables, given if self.task.sampled else None, main_split, self._size_limit(), log, arguments
+                    tables, given if self.task.sampled else None, main_split, self._size_limit(), log, arguments, known
                 ),
                 "controls": controls,
                 "sweep": sweep,
@@ -229,6 +235,15 @@ class Evaluation:
             for kind in kinds
         ]
         return both[0], both[1]
+
+    def _answer_with_known_words(self, depths: Depths) -> dict[str, BothTables]:
+        """The tables of each split with sizes beyond training, where prompts say them by words never trained."""
+        limit, found = self._size_limit(), {}
+        for split, batch in self.batches.items():
+            model = with_known_size_words(self.model, self.task, limit, int(batch.size.max()))
+            if model is not None:
+                found[split] = self._answer(split, Depths(f"known words {limit}", depths.options), model)
+        return found
 
     def _read_given(self, split: str, depths: Depths, model: Any) -> BothTables | None:
         """The tables of the dataset's own answers, given to the model, on the main process, which alone reads them."""

@@ -19,7 +19,7 @@ import report
 import run
 import torch
 from cases import task_model
-from controls import matched_random, matched_stability, oracle, with_stability
+from controls import matched_random, matched_stability, oracle, with_known_size_words, with_stability
 from examples import EvaluationError, load_examples, open_task, spread, take
 from figures import Run, put_legend
 from passes import Depths, run_examples, run_given
@@ -435,6 +435,11 @@ def test_depth_that_falls_beyond_the_training_sizes_does_not_keep_rising(change,
     other = {**beyond, "depth_slope": around(0.1 if holds == "no" else -0.1), "depth_change": around(0.5)}
     assert judge_part("generalization", {**found, "beyond_ended": other}) == "unknown"
     assert judge_part("generalization", {**found, "beyond_first": other}) == "unknown"
+    known = {"beyond_known_words": beyond}
+    assert judge_part("generalization", {**found, **known}) == holds
+    # A word that was never trained may be all that makes accuracy fall.
+    known = {"beyond_known_words": {**beyond, "accuracy_change": around(0.0)}}
+    assert judge_part("generalization", {**found, **known}) == ("unknown" if holds != "no" else "no")
     # Where all tokens have D, none can go on rising.
     assert judge_part("generalization", {**found, "beyond_first": {**beyond, "depth_beyond": 6.0}}) == "unknown"
 
@@ -568,6 +573,28 @@ def test_the_stability_threshold_is_found(data):
     tuned = matched_stability(model, task, batch, {}, target, 30, 0)
     depth = run_examples(tuned, task, batch, Depths("s", {}), 0, 30, 0)[0]["exit_depth"].mean()
     assert depth == pytest.approx(target, abs=0.5)
+
+
+def test_words_for_sizes_that_were_never_trained_are_read_as_a_known_one(tmp_path, data):
+    """Most of what MANO's online lost beyond its sizes, against early, was a first word with a random embedding."""
+    task, model = open_task(str(data), "mano-mini"), task_model("online")
+    known = with_known_size_words(model, task, 4, 8)
+    prompts = {size: torch.tensor([[1, task.size_word(size), 70, 71]]) for size in (3, 4, 6)}
+    with torch.no_grad():
+        one, four, six = (model(prompts[size]).logits for size in (3, 4, 6))
+        assert not torch.equal(four, six)
+        assert torch.equal(known(prompts[6]).logits, known(prompts[4]).logits)
+        assert torch.equal(model(prompts[6]).logits, six)
+        assert torch.allclose(known(prompts[3]).logits[..., :4], one[..., :4])
+    assert with_known_size_words(model, task, 8, 8) is None
+    assert with_known_size_words(model, open_task(str(data), "brevo-mini"), 8, 16) is None
+    folder = save(tmp_path / "model", model)
+    found = evaluate_model(tmp_path / "out", folder, data, config="mano-mini")["analyses"]["generalization"]
+    trained = [row for row in found["by_size"] if row["size"] <= 4]
+    assert found["by_size_known_words"][: len(trained)] == trained
+    assert found["by_size_known_words"][len(trained) :] != found["by_size"][len(trained) :]
+    assert found["beyond_known_words"]["depth_beyond"] != found["beyond"]["depth_beyond"]
+    assert analyse.analyse(tmp_path / "out")["analyses"]["generalization"] == found
 
 
 def test_an_answer_without_end_is_as_long_as_its_size_lets_it_be_whoever_is_answered_beside_it(data):

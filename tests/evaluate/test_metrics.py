@@ -72,19 +72,28 @@ def test_values_and_intervals_are_those_of_scipy_on_rows_that_are_really_drawn(w
     """Rows are not copied in a resample, but counted, by kinds: that must be the same."""
     table = made_tokens(examples=40, tokens=7, effect=0.5)
     table["cell"] = np.tile(np.arange(7) // 3, 40)
+    table["size"] = np.repeat(np.arange(40) % 3, 7)
     if whole:
         table[["depth", "difficulty"]] = table[["depth", "difficulty"]].round()
 
     def plain(rows):
         return stats.spearmanr(rows["depth"], rows["difficulty"]).statistic
 
-    def held(rows):
-        ranks = rows[["depth", "difficulty"]].rank()
-        rest = ranks - ranks.groupby(rows["cell"]).transform("mean")
-        return stats.pearsonr(rest["depth"], rest["difficulty"]).statistic
+    def held(*columns):
+        def partial(rows):
+            ranks = rows[["depth", "difficulty"]].rank()
+            rest = ranks - ranks.groupby([rows[column] for column in columns]).transform("mean")
+            return stats.pearsonr(rest["depth"], rest["difficulty"]).statistic
 
-    found = align(table, against=("difficulty",), given=("cell",), resamples=50, seed=SEED)["all"]
-    for name, statistic in (("difficulty", plain), ("difficulty given cell", held)):
+        return partial
+
+    given = (("cell",), ("size", "cell"))
+    found = align(table, against=("difficulty",), given=given, resamples=50, seed=SEED)["all"]
+    for name, statistic in (
+        ("difficulty", plain),
+        ("difficulty given cell", held("cell")),
+        ("difficulty given size and cell", held("size", "cell")),
+    ):
         drawn = stats.bootstrap(
             (np.arange(40),),
             lambda chosen, statistic=statistic: statistic(table.iloc[(chosen[:, None] * 7 + np.arange(7)).ravel()]),

@@ -21,7 +21,7 @@ def align(
     table: pd.DataFrame,
     depth: str = "depth",
     against: tuple[str, ...] = ("size", "difficulty"),
-    given: tuple[str, ...] = ("size",),
+    given: tuple[tuple[str, ...], ...] = (("size",),),
     resamples: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -30,12 +30,13 @@ def align(
     Args:
         table: One row a token (or example): `example`, `correct`, `depth`, and the columns of `against`.
         depth: Column of the depths, allocated or expected, in iterations.
-        given: Columns held constant, each in a partial correlation of its own; their values are taken as categories.
+        given: Columns held constant together, in a partial correlation for each such group of columns; their values are
+            taken as categories.
         resamples: Of the bootstrap, which draws examples, not tokens, with replacement.
 
     Returns:
-        {"correct" or "all": {name, "name given size", or "size balanced": estimate}}: on items answered correctly, as
-        in the paper, and on all, which has no selection in it.
+        {"correct" or "all": {name, "name given size", "name given size and length", or "size balanced": estimate}}: on
+        items answered correctly, as in the paper, and on all, which has no selection in it.
     """
     found: dict[str, Any] = {}
     for subset, rows in (("correct", table[table["correct"].astype(bool)]), ("all", table)):
@@ -43,9 +44,9 @@ def align(
         for name in against:
             found[subset][name] = estimate(rows, spearman, (depth, name), resamples, seed)
             for held in given:
-                if name != held:
-                    controlled = estimate(rows, partial_spearman, (depth, name, held), resamples, seed)
-                    found[subset][f"{name} given {held}"] = controlled
+                if name not in held:
+                    controlled = estimate(rows, partial_spearman, (depth, name, *held), resamples, seed)
+                    found[subset][f"{name} given {' and '.join(held)}"] = controlled
         if "size" in against:
             found[subset]["size balanced"] = _estimate_balanced(rows, depth, resamples, seed)
     return found
@@ -85,13 +86,13 @@ def balanced_spearman(depth: np.ndarray, size: np.ndarray) -> Statistic:
     return correlate
 
 
-def partial_spearman(depth: np.ndarray, other: np.ndarray, given: np.ndarray) -> Statistic:
+def partial_spearman(depth: np.ndarray, other: np.ndarray, *given: np.ndarray) -> Statistic:
     """The correlation of ranks left after each group of equal `given` is centred; NaN if nothing varies within groups.
 
     So whatever `given` alone explains, linear or not, is gone.
     """
     left, right = _rank(depth), _rank(other)
-    groups = np.unique(given, return_inverse=True)[1]
+    groups = np.unique(np.stack(given), axis=1, return_inverse=True)[1].ravel()
 
     def centre(ranks: np.ndarray, repeats: np.ndarray) -> np.ndarray:
         # A group that does not occur has no mean, and no weight.
