@@ -356,8 +356,13 @@ class Evaluation:
             "model_config": {name: value for name, value in config.to_diff_dict().items() if _is_plain(value)},
             "exits": {name: getattr(config, name) for name in CONFIG_OPTIONS} | self._own_options(),
             "versions": {name: importlib.metadata.version(name) for name in names},
-            "commit": self._read_begun()["commit"],
+            **self._read_commits(),
         }
+
+    def _read_commits(self) -> dict[str, Any]:
+        """The code that began this evaluation, and that of the analyses where a later one goes on from its answers."""
+        begun, now = self._read_begun()["commit"], read_commit()
+        return {"commit": begun} | ({} if now == begun else {"analyses_commit": now})
 
     def _describe_dataset(self) -> dict[str, Any] | None:
         """The options by which `build.py` draws the dataset again: it can have more rows than were taken of it."""

@@ -652,7 +652,12 @@ def test_a_stopped_run_goes_on_and_two_processes_find_the_same(tmp_path, data, e
     with pytest.raises(KeyboardInterrupt):
         evaluate_model(tmp_path / "stopped", folder, data, **parts)
     assert not (tmp_path / "stopped" / "metrics.json").exists()
-    evaluate_model(tmp_path / "stopped", folder, data, **parts)
+    begun = run.read_commit()
+    with monkeypatch.context() as later:
+        later.setattr(run, "read_commit", lambda: "later")
+        metrics = evaluate_model(tmp_path / "stopped", folder, data, **parts)
+    # Analyses by later code once passed for that which began.
+    assert (metrics["commit"], metrics["analyses_commit"]) == (begun, "later")
     # 4 parts of each split; the two that were finished are not run again.
     assert len(calls) == 3 + 6
     with pytest.raises(EvaluationError, match="holds an evaluation whose seed differ"):
