@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
 from datasets_scripts.card import make_card
 from datasets_scripts.columns import make_features, make_table
 from datasets_scripts.files import write_whole
 from datasets_scripts.grammar import Grammar
 from datasets_scripts.lano import Lano, LanoConfig
+from datasets_scripts.options import parse_options
 from datasets_scripts.randomness import SPLITS, hundredths
 from datasets_scripts.registry import PRESETS, TASKS, get_task
 from datasets_scripts.task import Task, require
@@ -333,8 +333,7 @@ def _checksum(file: Path) -> str:
 
 def main() -> None:
     """Builds as the command line says; bad arguments and a full disk end in one sentence."""
-    parser = HfArgumentParser(BuildArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_options(BuildArguments)
     try:
         out = build(arguments)
     except ValueError as error:

@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from examples import EvaluationError
 from loading import load_model, load_tokenizer
 from run import without_nan
-from transformers import HfArgumentParser
+
+from datasets_scripts.files import write_whole
+from datasets_scripts.options import parse_options
 
 
 @dataclass
@@ -25,7 +28,7 @@ class HarnessArguments:
     model: str = field(
         metadata={"help": "Folder or Hub name of an ANIRA checkpoint, which runs with this clone's code."}
     )
-    tasks: list[str] = field(metadata={"help": "Names of lm-eval tasks."})
+    tasks: list[str] = field(metadata={"help": "Names of lm-eval tasks, groups or tags."})
     out: str = field(metadata={"help": "Folder for harness.json."})
     limit: int | None = field(default=None, metadata={"help": "Examples of each task; all by default."})
     include_path: str | None = field(default=None, metadata={"help": "Folder with task files of your own."})
@@ -54,7 +57,10 @@ class DepthCounter:
 
 
 def run_tasks(arguments: HarnessArguments) -> dict[str, Any]:
-    """{task: {metric: value, "depth": mean}}."""
+    """{task: {metric: value, "depth": mean}}, for a group or a tag with {"tasks": {task: metrics}}.
+
+    `harness.json` is written after each, so that what fails takes nothing with it.
+    """
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -67,7 +73,12 @@ def run_tasks(arguments: HarnessArguments) -> dict[str, Any]:
     # One at a time: lm-eval pads rows without saying where, and the padding's depths would be counted.
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     manager = TaskManager(include_path=arguments.include_path)
-    found = {}
+    unknown = [task for task in arguments.tasks if not manager.match_tasks([task])]
+    if unknown:
+        raise EvaluationError(
+            f"`tasks` has {', '.join(unknown)}, which lm-eval does not know; `lm-eval ls tasks` does."
+        )
+    found: dict[str, Any] = {}
     for task in arguments.tasks:
         results = simple_evaluate(
             wrapped,
@@ -78,24 +89,37 @@ def run_tasks(arguments: HarnessArguments) -> dict[str, Any]:
             torch_random_seed=arguments.seed,
             fewshot_random_seed=arguments.seed,
             bootstrap_iters=0,
-        )
-        figures = {name: value for name, value in results["results"][task].items() if isinstance(value, int | float)}
-        found[task] = {**figures, "depth": counter.read(), "max_depth": model.config.max_depth}
+        )["results"]
+        # A group may have figures of its own, a tag has none; both have those of their tasks.
+        figures = {name: _numbers(own) for name, own in results.items()}
+        parts = {name: own for name, own in figures.items() if name != task}
+        found[task] = {
+            **figures.get(task, {}),
+            **({"tasks": parts} if parts else {}),
+            "depth": counter.read(),
+            "max_depth": model.config.max_depth,
+        }
+        _write(found, Path(arguments.out))
     return found
 
 
+def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
+
+
+def _write(found: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "harness.json", json.dumps(without_nan(found), indent=1))
+
+
 def main() -> None:
-    """Writes harness.json, and prints it."""
-    parser = HfArgumentParser(HarnessArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    """Runs the tasks, and prints what harness.json holds."""
+    (arguments,) = parse_options(HarnessArguments)
     try:
         found = run_tasks(arguments)
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"harness.py: {error}")
-    text = json.dumps(without_nan(found), indent=1)
-    Path(arguments.out).mkdir(parents=True, exist_ok=True)
-    (Path(arguments.out) / "harness.json").write_text(text)
-    print(text)
+    print(json.dumps(without_nan(found), indent=1))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from transformers import HfArgumentParser
+
+from datasets_scripts.options import parse_options
 
 
 def show(estimate: dict[str, Any] | None, digits: int = 2) -> str:
@@ -43,5 +44,5 @@ def parse_folders_first(kind: type, folders: str) -> Any:
     arguments = sys.argv[1:]
     if arguments and not arguments[0].startswith("-"):
         arguments = [folders, *arguments]
-    (parsed,) = HfArgumentParser(kind).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
+    (parsed,) = parse_options(kind, arguments=arguments)
     return parsed

@@ -42,10 +42,10 @@ from measures import mean_depth, measure
 from passes import AGAINST_EXACT, Depths, run_examples, run_given
 from shares import pack, share_of
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
 from datasets_scripts import Batch
 from datasets_scripts.files import write_whole
+from datasets_scripts.options import parse_options
 from modeling_anira.generation import CONFIG_OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -469,8 +469,7 @@ def read_commit() -> str | None:
 
 def main() -> None:
     """Evaluates as the command line says. What the user can mend ends in one sentence."""
-    parser = HfArgumentParser(EvaluationArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_options(EvaluationArguments)
     torch.manual_seed(arguments.seed)
     try:
         evaluation = Evaluation(arguments)

@@ -19,10 +19,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
-from transformers import HfArgumentParser
 
 from datasets_scripts import Task, Verdict, get_task
 from datasets_scripts.answers import depths_at_answer, sampling
+from datasets_scripts.options import parse_options
 from datasets_scripts.vocabulary import decode
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -187,10 +187,9 @@ def describe(found: Answered, verdict: Verdict | None, console: Console) -> None
 
 def main() -> None:
     """Shows the example that the command line names. What the user can mend ends in one sentence."""
-    parser = HfArgumentParser(ShowArguments)  # type: ignore[arg-type]
+    (arguments,) = parse_options(ShowArguments)
     console = Console(highlight=False, markup=False)
     try:
-        (arguments,) = parser.parse_args_into_dataclasses()
         task = get_task(arguments.task) if arguments.task else None
         prompt = choose_prompt(arguments, task)
         for name in arguments.model:

@@ -20,12 +20,13 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, load_dataset
-from examples import spread
+from examples import EvaluationError, spread
 from loading import load_model, load_tokenizer
 from metrics.alignment.analysis import Statistic, estimate, spearman
 from run import without_nan
 from shares import share_of
-from transformers import HfArgumentParser
+
+from datasets_scripts.options import parse_options
 
 LEVELS = ("main", "p1", "p2")
 
@@ -52,6 +53,11 @@ class WordProblemArguments:
     batch_size: int = field(default=16, metadata={"help": "Problems at a time."})
     seed: int = field(default=0, metadata={"help": "Of the problems of our own, and of the bootstrap."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
+
+    def __post_init__(self) -> None:
+        for name, least in {"rows": 1, "max_new_tokens": 1, "batch_size": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise EvaluationError(f"`{name}` is {getattr(self, name)}, but must be at least {least}.")
 
 
 def make_problems(level: str, rows: int, seed: int) -> Dataset:
@@ -83,6 +89,9 @@ def load_problems(source: str, level: str, rows: int, seed: int) -> Dataset:
     if source == "templates":
         return make_problems(level, rows, seed)
     problems = load_dataset(source, level, split="test")
+    missing = {"id", "question", "answer"} - set(problems.column_names)
+    if missing:
+        raise EvaluationError(f"`source` is {source}, whose {level} lacks the columns {', '.join(sorted(missing))}.")
     return problems.select(spread(rows, len(problems)))
 
 
@@ -92,13 +101,25 @@ def make_prompt(question: str) -> str:
 
 
 def read_number(answer: str) -> str | None:
-    """The number after the last "####", or else the last number; None if there is none. Commas are dropped."""
-    marked = answer.rpartition("####")[2] if "####" in answer else answer
+    """The number after the first "####", or else the last number; None if there is none. Commas are dropped.
+
+    After its answer a model may go on with a question of its own.
+    """
+    marked = answer.partition("####")[2] if "####" in answer else answer
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", marked)
     if not numbers:
         return None
     found = (numbers[0] if "####" in answer else numbers[-1]).replace(",", "")
     return found.rstrip("0").rstrip(".") if "." in found else found
+
+
+def check_vocabulary(tokenizer: Any, problems: Dataset) -> None:
+    """Refuses a tokenizer that does not know the words of the problems, as that of the synthetic tasks."""
+    for question in problems["question"]:
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer(make_prompt(question)).input_ids:
+            raise EvaluationError(
+                f"The model's tokenizer does not know all of {question[:80]!r}: this needs a model of natural language."
+            )
 
 
 @torch.no_grad()
@@ -107,6 +128,7 @@ def answer_problems(model: Any, tokenizer: Any, problems: Dataset, arguments: Wo
 
     `example` is its template: another problem of that is no independent evidence.
     """
+    check_vocabulary(tokenizer, problems)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         raise ValueError("The tokenizer has no pad token, which a batch needs.")
@@ -146,11 +168,21 @@ def measure_levels(table: pd.DataFrame, seed: int) -> dict[str, Any]:
     for level, own in table.groupby("level", sort=False):
         mean = estimate(own, _mean, ("depth",), 500, seed)
         levels[str(level)] = {
-            "accuracy": share_of(own["correct"]),
+            "accuracy": _share_of_templates(own, seed),
             "depth": mean,
             "depth_all": float(own["depth_all"].mean()),
         }
     return {"levels": levels, "depth_with_level": estimate(numbered, spearman, ("depth", "level"), 500, seed)}
+
+
+def _share_of_templates(own: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """The share of right answers; its interval is a bootstrap's over templates where those have several problems."""
+    once = own.drop_duplicates("example")
+    if len(once) == len(own):
+        return share_of(own["correct"])
+    if own["correct"].nunique() == 1:  # A bootstrap knows no doubt there.
+        return share_of(once["correct"])
+    return estimate(own.assign(correct=own["correct"].astype(float)), _mean, ("correct",), 500, seed)
 
 
 def _mean(values: np.ndarray) -> Statistic:
@@ -159,16 +191,16 @@ def _mean(values: np.ndarray) -> Statistic:
 
 def main() -> None:
     """Writes the table and the figures, and prints the figures."""
-    parser = HfArgumentParser(WordProblemArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_options(WordProblemArguments)
     out = Path(arguments.out)
     try:
         tokenizer = load_tokenizer(arguments.model, arguments.revision)
         model = load_model(arguments.model, arguments.revision).to(Accelerator().device)
-        parts = []
-        for level in LEVELS:
-            problems = load_problems(arguments.source, level, arguments.rows, arguments.seed)
-            parts.append(answer_problems(model, tokenizer, problems, arguments).assign(level=level))
+        # All before the first is answered: what is missing is said at once.
+        problems = {level: load_problems(arguments.source, level, arguments.rows, arguments.seed) for level in LEVELS}
+        parts = [
+            answer_problems(model, tokenizer, own, arguments).assign(level=level) for level, own in problems.items()
+        ]
     except (OSError, ValueError) as error:
         sys.exit(f"word_problems.py: {error}")
     table = pd.concat(parts, ignore_index=True)

@@ -15,11 +15,11 @@ from typing import Any
 
 from cards import FILES, make_card, read_checkpoint
 from repos import DATASET, NOBODY, ReleaseError, whole
-from transformers import HfArgumentParser
 
 from datasets_scripts import TASKS
 from datasets_scripts.build import RECORD, finish
 from datasets_scripts.files import write_whole
+from datasets_scripts.options import parse_options
 from modeling_anira import AniraForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,8 +104,7 @@ def assemble_metric(metric: Path, out: Path, owner: str) -> Path:
 
 def main() -> None:
     """Assembles as the command line says. What the user can mend ends in one sentence."""
-    parser = HfArgumentParser(AssembleArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_options(AssembleArguments)
     try:
         for folder in assemble(arguments):
             print(f"Wrote {folder}")

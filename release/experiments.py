@@ -22,7 +22,8 @@ import yaml
 from names import choose
 from recipe import RecipeError, list_differences, read_kept, read_recipe
 from tqdm import tqdm
-from transformers import HfArgumentParser
+
+from datasets_scripts.options import parse_options
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -129,7 +130,7 @@ def _call(command: list[str], log: Path, jobs: int) -> str:
 
 def main() -> None:
     """Carries out the plan; exits with what failed, after the rest is done."""
-    (arguments,) = HfArgumentParser(PlanArguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    (arguments,) = parse_options(PlanArguments)
     if arguments.jobs < 1:
         sys.exit(f"experiments.py: `jobs` is {arguments.jobs}, but must be at least 1.")
     try:

@@ -14,7 +14,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from names import choose
 from repos import Kind, ReleaseError, kind_of, list_files
-from transformers import HfArgumentParser
+
+from datasets_scripts.options import parse_options
 
 # Files that the Hub itself puts into a new repo.
 _THE_HUBS = {".gitattributes"}
@@ -133,8 +134,7 @@ def _refuse_others(repo: Repo, there: set[str]) -> None:
 
 def main() -> None:
     """Uploads as the command line says. What the user can mend ends in one sentence."""
-    parser = HfArgumentParser(UploadArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_options(UploadArguments)
     try:
         repos = find_repos(Path(arguments.folder), arguments.owner, arguments.only)
         if arguments.dry_run:

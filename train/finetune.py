@@ -138,7 +138,12 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
 def main() -> None:
     """Fine-tunes as the command line says, and saves model, code and tokenizer to the output folder."""
     parser = HfArgumentParser((FinetuneArguments, TrainingArguments))  # type: ignore[arg-type]
-    arguments, training = parser.parse_args_into_dataclasses()
+    try:
+        arguments, training, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    except ValueError as error:
+        sys.exit(f"finetune.py: {error}")
+    if rest:
+        sys.exit(f"finetune.py: {' '.join(rest)} is not understood; --help lists the options.")
     if training.label_smoothing_factor:
         # The stock Trainer would take labels for shifted already, and leave out the compute loss.
         sys.exit(
@@ -157,6 +162,13 @@ def main() -> None:
     folder = training.output_dir
     if resume is True and not (Path(folder).is_dir() and get_last_checkpoint(folder)):
         sys.exit(f"finetune.py: `resume_from_checkpoint` is true, but {folder} holds no checkpoint.")
+    if isinstance(resume, str) and not (Path(resume) / "trainer_state.json").is_file():
+        sys.exit(f"finetune.py: `resume_from_checkpoint` is {resume}, which holds no checkpoint.")
+    if (Path(arguments.model) / "adapter_config.json").is_file():
+        sys.exit(
+            f"finetune.py: `model` is {arguments.model}, which holds adapters alone, frozen as they load: merge them "
+            "into their model (peft's merge_and_unload), or fine-tune that anew."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=True)
         model = AutoModelForCausalLM.from_pretrained(

@@ -15,8 +15,8 @@ from datasets_scripts.files import read_json_lines, write_whole
 class Journal:
     """Writes on the main process alone. Every line of `log.jsonl` has `step` and `kind` ("train" or "evaluation")."""
 
-    def __init__(self, accelerator: Accelerator, path: Path, first_step: int, steps: int, finished: bool) -> None:
-        """Takes up the log of a run that stopped after `first_step`; of one that is `finished`, as it stands.
+    def __init__(self, accelerator: Accelerator, path: Path, first_step: int, steps: int, whole: bool) -> None:
+        """Takes up the log of a run that stopped after `first_step`; of one that is `whole`, as it stands.
 
         What the run makes again is dropped: all beyond that step, and the evaluation there (`lacks_evaluation`), which
         may be half done.
@@ -25,7 +25,7 @@ class Journal:
         lacks_evaluation = [False]
         if accelerator.is_main_process:
             known = read_json_lines(path) if path.exists() else []
-            again = {"evaluation"} if not finished else set()
+            again = {"evaluation"} if not whole else set()
             lines = [
                 line
                 for line in known

@@ -30,11 +30,11 @@ from optimizers import make_optimizers, make_scheduler
 from recipe import Recipe, RecipeError, list_differences, read_kept, read_recipe
 from saving import list_checkpoints, load_checkpoint, save_checkpoint, writing
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser
 from validation import validate
 
 from datasets_scripts import make_tokenizer
 from datasets_scripts.files import write_whole
+from datasets_scripts.options import parse_options
 from modeling_anira import AniraForCausalLM
 from modeling_anira.exits import noise_shape
 
@@ -84,7 +84,14 @@ class Pretraining:
                 f"`accelerate config` says {kind}, which shards weights; these runs are small enough for whole ones: "
                 "say MULTI_GPU, or no distributed training at all."
             )
+        # A recipe accumulates by itself; what the launcher's environment says would scale gradients.
+        self.accelerator.gradient_accumulation_steps = 1
         self.task = recipe.make_task()
+        for split in self._list_splits():
+            try:
+                self.task.generate(split, [0])
+            except ValueError as error:
+                raise RecipeError(f"`task_settings` leave nothing for {split}: {error}") from error
         set_seed(recipe.seed)
         model = AniraForCausalLM(config)
         # From here on each process draws its own dropout.
@@ -114,7 +121,9 @@ class Pretraining:
             if self.accelerator.is_main_process and not self.accelerator.trackers:
                 raise RecipeError(f"`--report_to` is {tracker!r}, which is not installed.")
         self.finished = self.step == recipe.steps and (self.out / "model").exists()
-        self.journal = Journal(self.accelerator, self.out / "log.jsonl", self.step, recipe.steps, self.finished)
+        # An evaluation that may be half done is made again, unless there are none any more.
+        whole = self.finished or not recipe.eval_rows
+        self.journal = Journal(self.accelerator, self.out / "log.jsonl", self.step, recipe.steps, whole)
 
     def _open_folder(self, resume: bool) -> None:
         """Makes the run's folder, or takes up what it holds. Refuses another recipe's."""
@@ -271,10 +280,7 @@ class Pretraining:
         """
         if self.step < self.recipe.steps and not again and not _due(self.step, self.recipe.evaluate_every):
             return False
-        splits = ["validation"]
-        if self.task.config.extrapolation_size > self.task.config.max_size:
-            splits.append("extrapolation")
-        for split in splits if self.recipe.eval_rows else []:
+        for split in self._list_splits():
             values = validate(self.accelerator, self.model, self.task, split, self.recipe.eval_rows)
             self.journal.write("evaluation", self.step, {"split": split, "tokens": self.tokens, **values})
             self.journal.say(
@@ -282,6 +288,12 @@ class Pretraining:
                 f"{values['depth_all']:.2f} over all tokens"
             )
         return True
+
+    def _list_splits(self) -> list[str]:
+        """The splits that are answered on the way."""
+        config = self.task.config
+        beyond = ["extrapolation"] if config.extrapolation_size > config.max_size else []
+        return ["validation", *beyond] if self.recipe.eval_rows else []
 
     def _save_checkpoint(self) -> None:
         progress = {"tokens": self.tokens, "processes": self.accelerator.num_processes}
@@ -338,8 +350,7 @@ def _due(step: int, every: int) -> bool:
 
 def main() -> None:
     """Trains as the command line says. What the user can mend ends in one sentence."""
-    parser = HfArgumentParser(RunArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_options(RunArguments)
     if sum(word.partition("=")[0] == "--set" for word in sys.argv) > 1:
         sys.exit("pretrain.py: `--set` is given twice; put all settings behind one: --set steps=100 seed=1.")
     try:
@@ -349,7 +360,8 @@ def main() -> None:
         finally:
             pretraining.journal.close()
     except (RecipeError, Diverged) as error:
-        sys.exit(f"pretrain.py: {error}")
+        # A data worker's comes with its traceback.
+        sys.exit(f"pretrain.py: {str(error).strip().rpartition('RecipeError: ')[2]}")
     except OSError as error:
         sys.exit(
             f"pretrain.py: writing to {error.filename or arguments.out} failed: {error.strerror or error}. "

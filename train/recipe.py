@@ -71,7 +71,8 @@ class Recipe:
         mixed_precision: "no" or "bf16".
         compile: Whether the model is compiled.
         max_loss: A loss above this ends the run.
-        log_every, evaluate_every, checkpoint_every: In steps; 0 turns it off. The last step does all three.
+        log_every, evaluate_every, checkpoint_every: In steps; 0 turns it off. The last step does all three, and
+            a checkpoint comes before every evaluation.
         eval_rows: Rows of each split that are answered on the way.
         keep_checkpoints: The last so many are kept.
         model: Fields of AniraConfig; those of the vocabulary are filled in.
