@@ -128,7 +128,6 @@ def answer_problems(model: Any, tokenizer: Any, problems: Dataset, arguments: Wo
 
     `example` is its template: another problem of that is no independent evidence.
     """
-    check_vocabulary(tokenizer, problems)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         raise ValueError("The tokenizer has no pad token, which a batch needs.")
@@ -198,6 +197,8 @@ def main() -> None:
         model = load_model(arguments.model, arguments.revision).to(Accelerator().device)
         # All before the first is answered: what is missing is said at once.
         problems = {level: load_problems(arguments.source, level, arguments.rows, arguments.seed) for level in LEVELS}
+        for own in problems.values():
+            check_vocabulary(tokenizer, own)
         parts = [
             answer_problems(model, tokenizer, own, arguments).assign(level=level) for level, own in problems.items()
         ]

@@ -13,12 +13,15 @@ import pytest
 import word_problems
 import yaml
 from cases import task_model
+from examples import EvaluationError
 from harness import HarnessArguments, run_tasks
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 from word_problems import LEVELS, make_problems, measure_levels, read_number
+
+from datasets_scripts import make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +64,7 @@ def test_problems_have_the_answer_that_their_sentences_have_and_a_clause_more_at
     [
         ("so 3 + 4 = 7 #### 7", "7"),
         ("#### 1,250 coins", "1250"),
+        ("#### 7 Question: Ben has 4 more. Answer: 4 and 5 #### 9", "7"),
         ("it is 12.50", "12.5"),
         ("-3", "-3"),
         ("none", None),
@@ -80,6 +84,45 @@ def test_a_planted_effect_of_the_level_is_found_and_none_where_there_is_none():
     assert rising["levels"]["p2"]["depth"]["low"] > rising["levels"]["main"]["depth"]["high"]
     flat = measure_levels(table.assign(depth=rng.normal(3, 0.5, 180)), 0)
     assert flat["depth_with_level"]["low"] < 0 < flat["depth_with_level"]["high"]
+
+
+def test_the_interval_of_accuracy_is_over_templates():
+    """It was over rows, though problems of one template are answered alike: of 100 it held the truth in 70, not 95."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        template = rng.random(50) < 0.4
+        table = pd.DataFrame(
+            {"level": "main", "example": np.repeat(np.arange(50), 4), "correct": np.repeat(template, 4)}
+        )
+        found = measure_levels(table.assign(depth=rng.random(200), depth_all=2.0), 0)["levels"]["main"]["accuracy"]
+        assert found["value"] == pytest.approx(template.mean())
+        covered += found["low"] <= 0.4 <= found["high"]
+    assert covered >= 53
+    none = measure_levels(table.assign(correct=False, depth=rng.random(200), depth_all=2.0), 0)["levels"]["main"]
+    assert none["accuracy"]["value"] == 0
+    assert none["accuracy"]["high"] > 0.05
+
+
+def test_bad_input_is_refused_before_anything_is_answered(folder, tmp_path, monkeypatch, capsys):
+    """A level that was missing was found after all of the first was answered; --rows 0 emptied older figures."""
+    problems = make_problems("main", 4, 0)
+    levels = {"main": problems, "p1": problems.remove_columns("answer")}
+    monkeypatch.setattr(word_problems, "load_dataset", lambda source, level, split: levels[level])
+    monkeypatch.setattr(word_problems, "answer_problems", lambda *arguments: pytest.fail("answered"))
+    command = ["word_problems.py", "--model", str(folder), "--out", str(tmp_path)]
+    for options, message in (
+        (["--source", "some/where"], "`source` is some/where, whose p1 lacks the columns answer."),
+        (["--rows", "0"], "`rows` is 0, but must be at least 1."),
+        (["--batch_size", "0"], "`batch_size` is 0, but must be at least 1."),
+        (["--rowz", "3"], "--rowz 3 is not understood; --help lists the options."),
+    ):
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        with pytest.raises(SystemExit) as stopped:
+            word_problems.main()
+        assert stopped.value.code == f"word_problems.py: {message}"
+    with pytest.raises(EvaluationError, match="tokenizer does not know all of"):
+        word_problems.check_vocabulary(make_tokenizer(), problems)
 
 
 def test_the_command_runs_on_problems_of_our_own_and_on_a_dataset_of_that_layout(folder, tmp_path):
@@ -144,3 +187,16 @@ def test_lm_eval_runs_with_depth_beside_accuracy(folder, tmp_path):
     found = run_tasks(HarnessArguments(str(folder), ["tiny_choice"], str(tmp_path), include_path=str(tmp_path)))
     assert 0 <= found["tiny_choice"]["acc,none"] <= 1
     assert 1 <= found["tiny_choice"]["depth"] <= 4
+    # Of a tag all was lost but its name, and what came before it with it.
+    for name in ("tiny_a", "tiny_b"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**task, "task": name, "tag": "tiny_tag"}))
+    arguments = HarnessArguments(str(folder), ["tiny_choice", "nowhere"], str(tmp_path), include_path=str(tmp_path))
+    with pytest.raises(EvaluationError, match="`tasks` has nowhere, which lm-eval does not know"):
+        run_tasks(arguments)
+    arguments.tasks = ["tiny_choice", "tiny_tag"]
+    tagged = run_tasks(arguments)
+    assert tagged["tiny_choice"] == found["tiny_choice"]
+    assert set(tagged["tiny_tag"]["tasks"]) == {"tiny_a", "tiny_b"}
+    assert tagged["tiny_tag"]["tasks"]["tiny_a"]["acc,none"] == found["tiny_choice"]["acc,none"]
+    assert 1 <= tagged["tiny_tag"]["depth"] <= 4
+    assert json.loads((tmp_path / "harness.json").read_text()) == tagged

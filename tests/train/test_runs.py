@@ -161,6 +161,18 @@ def test_accumulation_changes_nothing_and_bf16_runs(tmp_path):
     assert curves[2] != curves[0]
 
 
+def test_what_the_environment_says_of_accumulation_is_not_followed(tmp_path):
+    """Gradients were divided by it once more, so that clipping had another norm, and only the environment knew."""
+    recipe = write_recipe(tmp_path / "r.yaml", steps=2)
+    norms = []
+    for number in ("1", "4"):
+        environment = {**os.environ, **ENVIRONMENT, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": number}
+        command = [sys.executable, str(ROOT / "train" / "pretrain.py"), "--config", recipe, "--out", number]
+        subprocess.run(command, cwd=tmp_path, env=environment, timeout=280, check=True)
+        norms.append([line["gradient_norm"] for line in read_log(tmp_path / number)])
+    assert norms[0] == norms[1]
+
+
 def test_the_trained_folder_loads_as_any_other_and_trackers_have_their_files(tmp_path):
     recipe = write_recipe(tmp_path / "r.yaml", steps=3)
     done = run(
@@ -241,6 +253,12 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for_and_a_finished_run_is_lef
     ]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000010")
     shutil.rmtree(tmp_path / "run" / "model")
+    # Without evaluations any more, that of the last step was dropped, and not made again.
+    shutil.copytree(tmp_path / "run", tmp_path / "quiet")
+    assert run(tmp_path, "--config", recipe, "--out", "quiet", "--resume", "--set", "eval_rows=0").returncode == 0
+    assert read_log(tmp_path / "quiet", "evaluation") == [
+        line for line in lines if line["kind"] == "evaluation" and line["step"] == 5
+    ]
     cut = next(place for place, line in enumerate(lines) if line["kind"] == "evaluation") + 1
     log.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:cut]))
     # A change of when to evaluate once lost the evaluation of this step.
@@ -348,6 +366,8 @@ def test_a_folder_without_code_is_fine_tuned_in_the_clone_and_what_is_saved_brin
         (["--lora_rank", "-1"], "`lora_rank` is -1, but must be at least 0"),
         (["--eval_strategy", "epoch"], "`eval_split` is left out, but must be given where `eval_strategy` is epoch."),
         (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint` is true, but tuned holds no checkpoint."),
+        (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint` is nowhere, which holds no checkpoint."),
+        (["--max_stepz", "3"], "--max_stepz 3 is not understood; --help lists the options."),
     ],
 )
 def test_fine_tuning_refuses_before_it_loads(tmp_path, options, message):
@@ -365,4 +385,16 @@ def test_a_missing_dataset_and_a_bad_recipe_end_before_any_compute(tmp_path):
     recipe = write_recipe(tmp_path / "r.yaml", batch_size=9)
     done = run(tmp_path, "--config", recipe, "--out", "run", "--set", "accumulation=2")
     assert "`batch_size` is 9, but must be divisible" in done.stderr
-    assert not (tmp_path / "run").exists()
+    # Found at the first evaluation, after hours, and again after every --resume.
+    nothing = {"modulus": 2, "min_size": 1, "max_size": 1, "extrapolation_size": 1}
+    recipe = write_recipe(tmp_path / "r.yaml", task="mano-mini", task_settings=nothing)
+    done = run(tmp_path, "--config", recipe, "--out", "run")
+    assert "`task_settings` leave nothing for validation" in done.stderr.strip().splitlines()[-1]
+    # A worker's whole traceback was the message.
+    recipe = write_recipe(
+        tmp_path / "r.yaml", task="lano-paper", curriculum=0.5, model={"max_position_embeddings": 1024}
+    )
+    done = run(tmp_path, "--config", recipe, "--out", "run", "--workers", "1")
+    assert done.stderr.strip().splitlines()[-1].startswith("pretrain.py: `curriculum` or `sizes`: ")
+    done = run(tmp_path, "--config", recipe, "--out", "run", "--stepz", "3")
+    assert done.stderr.strip().splitlines()[-1] == "pretrain.py: --stepz 3 is not understood; --help lists the options."
