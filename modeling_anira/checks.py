@@ -119,8 +119,18 @@ def check_position_ids(position_ids: torch.Tensor | None, shape: tuple[int, int]
     """Positions of (B, T) tokens must be (B or 1, T)."""
     if position_ids is None:
         return
+    check_tensor("position_ids", position_ids, "(batch or 1, tokens)")
     fits = tuple(position_ids.shape) in (shape, (1, shape[1]))
     require(fits, "position_ids", tuple(position_ids.shape), f"of shape ({shape[0]} or 1, {shape[1]})")
+
+
+def check_labels(name: str, labels: torch.Tensor | None, shape: tuple[int, int]) -> None:
+    """Labels of (B, T) tokens must be (B, T), int64."""
+    if labels is None:
+        return
+    check_tensor(name, labels, "(batch, tokens)")
+    require(tuple(labels.shape) == shape, name, tuple(labels.shape), f"of shape {shape}, as the tokens")
+    require(labels.dtype == torch.int64, name, labels.dtype, "torch.int64")
 
 
 def check_exit_depths(
@@ -163,6 +173,7 @@ def check_exit_noise(exit_noise: torch.Tensor | None, shape: tuple[int, ...], un
         return
     if unread:
         refuse("exit_noise", "given", f"left out: {unread}")
+    check_tensor("exit_noise", exit_noise, str(tuple(shape)))
     require(exit_noise.shape == shape, "exit_noise", tuple(exit_noise.shape), f"of shape {tuple(shape)}")
     if readable(exit_noise) and not bool(((exit_noise >= 0) & (exit_noise < 1)).all()):
         refuse("exit_noise", f"between {exit_noise.min().item()} and {exit_noise.max().item()}", "in [0, 1)")

@@ -180,6 +180,17 @@ def _with_depths(decode: Callable) -> Callable:
         seen = getattr(config, "_mask_length", input_ids.shape[1]) if mask is None else mask.shape[1]
         assisted = decode is GenerationMixin._assisted_decoding
         record.open(max(seen, 0 if embeds is None else embeds.shape[1]), input_ids.shape[1], exact=not assisted)
+        # transformers drops a mask of ones and keeps its length, so that no forward sees that it does not fit.
+        given, cached = (
+            max(input_ids.shape[1], 0 if embeds is None else embeds.shape[1]),
+            cache_length(kwargs.get(CACHE)),
+        )
+        require(
+            record.prompt_length == cached + given or (record.prompt_length == given and cached < given),
+            "attention_mask",
+            f"of {record.prompt_length} tokens" if "_mask_length" in vars(config) or mask is not None else "not given",
+            f"of {cached} cached and {given} new tokens, or left out where `input_ids` are the whole, cached ones included",
+        )
         _check_sampled_exits(self, kwargs)
         check_length(record.prompt_length, self.config)
         for name in ("exit_depths", "exit_noise"):
@@ -187,7 +198,6 @@ def _with_depths(decode: Callable) -> Callable:
                 expand = max(config.num_beams or 1, config.num_return_sequences or 1)
                 _check_by_position(name, kwargs[name], input_ids.shape[0], expand, config.max_length, record.offset)
         if assisted and record.offset == 0:
-            cached = cache_length(kwargs.get(CACHE))
             wanted = "left out in assisted decoding, or `input_ids` only what is new"
             require(cached == 0, "past_key_values", f"a cache of {cached} tokens", wanted)
         criteria = kwargs["stopping_criteria"]

@@ -8,6 +8,7 @@ Shapes: B batch, T tokens of this call, S tokens that can be attended to, H hidd
 D `max_depth`, V vocabulary. Source: arXiv 2602.08864, sections 3.1 and 3.2.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -31,6 +32,7 @@ from .checks import (
     check_input_ids,
     check_inputs_embeds,
     check_keywords,
+    check_labels,
     check_no_rule_in_training,
     check_position_ids,
     check_tensor,
@@ -55,7 +57,17 @@ AUTO_MAP = {
 }
 
 # What a model is made of: its parts are made once, while most fields of its config are read at every forward.
-BUILT = ("decider", "input_injection", "num_prelude_layers", "num_core_layers", "num_coda_layers")
+BUILT = (
+    "decider",
+    "input_injection",
+    "num_prelude_layers",
+    "num_core_layers",
+    "num_coda_layers",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_dropout",
+)
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rotary angles, each (B or 1, T, F) or (N, F)
 
@@ -421,7 +433,7 @@ class AniraModel(AniraPreTrainedModel):
         self.coda = nn.ModuleList(AniraLayer(config) for _ in range(config.num_coda_layers))
         self.norm = AniraRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
-        self._built = {name: getattr(config, name) for name in BUILT}
+        self._built = {name: copy.deepcopy(getattr(config, name)) for name in BUILT}
         self.post_init()
 
     def check_built(self) -> None:
@@ -729,8 +741,8 @@ class AniraModel(AniraPreTrainedModel):
         elif not self.training and not needed:
             unread = f"`exit_rule` is {rule.name!r}; 'sample' reads noise, and so does training"
         check_exit_noise(exit_noise, wanted, unread)
-        if generator is not None and unread:
-            refuse("generator", "given", f"left out: {unread}")
+        if generator is not None and (unread or exit_noise is not None):
+            refuse("generator", "given", f"left out: {unread or '`exit_noise` is given'}")
         if exit_noise is not None:
             return exit_noise.to(device=device, dtype=torch.float32) if needed else None
         # Training draws under every decider, so that the global state moves alike.
@@ -877,6 +889,9 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
 
         loss = ce_loss = kl_loss = None
         if wants_loss:
+            shape = (outputs.last_hidden_state.shape[0], outputs.last_hidden_state.shape[1])
+            check_labels("labels", labels, shape)
+            check_labels("shift_labels", shift_labels, shape)
             assert outputs.exit_log_probs is not None
             assert outputs.exit_depths is not None
             ce_loss = self.loss_function(

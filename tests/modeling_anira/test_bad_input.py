@@ -57,7 +57,16 @@ def test_config_refuses(settings, words):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("decider", "early"), ("decider", "fixed"), ("input_injection", "add"), ("num_core_layers", 1)]
+    ("field", "value"),
+    [
+        ("decider", "early"),
+        ("decider", "fixed"),
+        ("input_injection", "add"),
+        ("num_core_layers", 1),
+        ("hidden_act", "gelu"),
+        ("rms_norm_eps", 0.1),
+        ("attention_dropout", 0.5),
+    ],
 )
 def test_parts_named_anew_after_building_are_refused_not_saved(field, value, tmp_path):
     """They were not followed, but saved: the folder loaded another model, with other logits and without a word."""
@@ -71,6 +80,9 @@ def test_parts_named_anew_after_building_are_refused_not_saved(field, value, tmp
     assert not (tmp_path / "saved").exists()
     setattr(model.config, field, before[field])
     model(ids)
+    model.config.rope_parameters["rope_theta"] = 100.0  # within the map that it was built from
+    with pytest.raises(ValueError, match=r"`rope_parameters` is .*, as when the model was built"):
+        model(ids)
 
 
 def test_fields_that_every_forward_reads_are_checked_there():
@@ -123,6 +135,19 @@ def test_lists_and_numbers_are_no_tensors():
     for name, value in given.items():
         with pytest.raises(ValueError, match=f"`{name}` is a {type(value).__name__}, but must be a tensor of shape"):
             model(ids, **{name: value})
+    for name in ("position_ids", "labels", "shift_labels"):
+        with pytest.raises(ValueError, match=f"`{name}` is a list, but must be a tensor of shape"):
+            model(ids, **{name: ids.tolist()})
+    with pytest.raises(ValueError, match=r"`labels` is \(2, 4\), but must be of shape \(2, 5\)"):
+        model(ids, labels=ids[:, :4])
+    with pytest.raises(ValueError, match=r"`labels` is torch.int32, but must be torch.int64"):
+        model(ids, labels=ids.int())
+    model.train()
+    with pytest.raises(ValueError, match="`exit_noise` is a float, but must be a tensor"):
+        model(ids, exit_noise=0.3)
+    with pytest.raises(ValueError, match="`generator` is given, but must be left out: `exit_noise` is given"):
+        model(ids, exit_noise=torch.rand(2, 5), generator=torch.Generator())
+    model.eval()
     with pytest.raises(ValueError, match="`input_ids` is a list, but must be a tensor"):
         model(ids.tolist())
     with pytest.raises(ValueError, match="`exit_depths` is a int, but must be a tensor"):

@@ -407,6 +407,38 @@ def test_a_prompt_longer_than_the_model_is_refused():
         model.generate(ids[:, :5], attention_mask=ids, past_key_values=cache, max_new_tokens=1)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_mask_that_fits_neither_cache_nor_input_is_refused(rows):
+    """transformers drops a mask of ones and keeps its length: tokens or depths were wrong without a word.
+
+    The commonest was the second turn of a conversation: only what is new, the cache, and no mask.
+    """
+    model = small_model()
+    ids = torch.randint(4, model.config.vocab_size, (rows, 9), generator=torch.Generator().manual_seed(0))
+    options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
+    whole = model.generate(ids, **options)
+
+    def cached(length):
+        return {"past_key_values": model(ids[:, :length], use_cache=True).past_key_values}
+
+    for given in (
+        {"attention_mask": torch.ones_like(ids), "inputs": ids[:, 5:], **cached(5)},
+        {"inputs": ids, **cached(5)},
+        {"inputs": ids, "attention_mask": torch.ones_like(ids), **cached(8)},
+    ):
+        found = model.generate(**given, **options)
+        assert torch.equal(found.sequences[:, -3:], whole.sequences[:, -3:])
+    for given in (
+        {"attention_mask": torch.ones(rows, 14), "inputs": ids[:, 5:], **cached(5)},
+        {"attention_mask": torch.ones(rows, 7), "inputs": ids[:, 5:], **cached(5)},
+        {"inputs": ids[:, 5:], **cached(5)},
+        {"inputs": ids, **cached(9)},
+        {"attention_mask": torch.ones(rows, 12), "inputs": ids},
+    ):
+        with pytest.raises(ValueError, match=r"`attention_mask` is .*, but must be of \d cached and \d new tokens"):
+            model.generate(**given, **options)
+
+
 class Enough(StoppingCriteria):
     """Ends a row when it is 9 tokens long and its first token is odd."""
 
