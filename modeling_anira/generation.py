@@ -189,7 +189,7 @@ def _with_depths(decode: Callable) -> Callable:
             record.prompt_length == cached + given or (record.prompt_length == given and cached < given),
             "attention_mask",
             f"of {record.prompt_length} tokens" if "_mask_length" in vars(config) or mask is not None else "not given",
-            f"of {cached} cached and {given} new tokens, or left out where `input_ids` are the whole, cached ones included",
+            f"of {cached} cached and {given} new tokens, or left out with `input_ids` that hold the cached ones too",
         )
         _check_sampled_exits(self, kwargs)
         check_length(record.prompt_length, self.config)
