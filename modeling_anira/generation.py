@@ -179,12 +179,10 @@ def _with_depths(decode: Callable) -> Callable:
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         seen = getattr(config, "_mask_length", input_ids.shape[1]) if mask is None else mask.shape[1]
         assisted = decode is GenerationMixin._assisted_decoding
-        record.open(max(seen, 0 if embeds is None else embeds.shape[1]), input_ids.shape[1], exact=not assisted)
+        embedded, cached = 0 if embeds is None else embeds.shape[1], cache_length(kwargs.get(CACHE))
+        given = max(input_ids.shape[1], embedded)
+        record.open(max(seen, embedded), input_ids.shape[1], exact=not assisted)
         # transformers drops a mask of ones and keeps its length, so that no forward sees that it does not fit.
-        given, cached = (
-            max(input_ids.shape[1], 0 if embeds is None else embeds.shape[1]),
-            cache_length(kwargs.get(CACHE)),
-        )
         require(
             record.prompt_length == cached + given or (record.prompt_length == given and cached < given),
             "attention_mask",
