@@ -53,7 +53,7 @@ def _preset(grammar: Grammar, max_size: int) -> LanoConfig:
 
 # `paper` has the shape of the published cfg3b: 6 rewritings, 3 symbols a level, 2 rules a symbol, of length 2 or 3.
 PRESETS = {
-    "mini": _preset(Grammar.random(4, 3, 2, (2, 3), 3, seed=1), 47),
+    "mini": _preset(Grammar.random(5, 3, 2, (2, 3), 3, seed=3), 105),
     "paper": _preset(Grammar.random(6, 3, 2, (2, 3), 3, seed=3), 406),
 }
 

@@ -239,7 +239,7 @@ def test_bad_generator_arguments_are_refused_by_name():
         Grammar.random(9, 3, 2, (3, 3), 3, seed=0)
     with pytest.raises(ValueError, match="`max_size` is 3"):
         LanoConfig(1, 3, 72, PRESETS["mini"].grammar)
-    with pytest.raises(ValueError, match="`extrapolation_size` is 100"):
-        LanoConfig(1, 50, 100, PRESETS["mini"].grammar)
+    with pytest.raises(ValueError, match="`extrapolation_size` is 200"):
+        LanoConfig(1, 50, 200, PRESETS["mini"].grammar)
     with pytest.raises(ValueError, match=r"`grammar` is 'my.json', but must be a Grammar"):
         LanoConfig(1, 50, 72, "my.json")
