@@ -148,7 +148,7 @@ def test_lano_is_measured_on_given_sentences_against_the_exact_distribution(tmp_
     metrics = evaluate_model(tmp_path / "out", folder, data, "lano-mini", controls=False, sweep_rows=0)
     tokens = pd.read_parquet(tmp_path / "out" / "test-given" / "tokens.parquet")
     examples = pd.read_parquet(tmp_path / "out" / "test-given" / "examples.parquet")
-    assert tokens["constituent_level_static"].max() == 4
+    assert tokens["constituent_level_static"].max() == 5
     assert metrics["analyses"]["decision_timing"]["exit_depth"]["r2"] is not None
     answers = tokens[tokens["is_answer"]]
     wanted = stats.spearmanr(answers["exit_depth"], answers["constituent_level_static"]).statistic
