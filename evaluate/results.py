@@ -148,7 +148,7 @@ def _compare(config: str, runs: Metrics) -> list[dict[str, Any]]:
     Of the deciders and of `fixed` at a third of D from `fixed` at D; and of the deciders from that at a third.
     """
     found = []
-    for seed in ("", "-seed1", "-seed2"):
+    for seed in ("", "-seed1"):
         online, early, fixed, third = (f"{config}-{kind}{seed}" for kind in ("online", "early", "fixed", "fixed-third"))
         for run, less in ((online, fixed), (early, fixed), (third, fixed), (online, third), (early, third)):
             if {run, less} <= runs.keys():
