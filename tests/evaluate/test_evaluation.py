@@ -626,7 +626,7 @@ def test_every_task_and_decider_goes_through_with_constants_and_gaps(tmp_path, d
     """`fixed` has one depth: correlations are null with a reason, and nothing fails at the end."""
     model = task_model(decider)
     with torch.no_grad():
-        model.lm_head.weight[EOS].normal_(std=2.0)  # else an untrained model writes LANO's longest sentence in each pass
+        model.lm_head.weight[EOS].normal_(std=2.0)  # else it writes LANO's longest sentence in each pass
     folder = save(tmp_path / "model", model)
     metrics = evaluate_model(tmp_path / "out", folder, data, config, rows=12, sweep_rows=6)
     assert [row["depths"] for row in metrics["controls"]][-1] == "oracle"
