@@ -44,7 +44,8 @@ def load_examples(dataset: str, config: str, split: str, rows: int) -> Batch:
     try:
         table: Dataset = load_dataset(dataset, config, split=split)
     except Exception as error:
-        raise EvaluationError(f"{dataset}, {config}, {split} cannot be loaded: {error}") from error
+        taken = "" if Path(dataset).exists() else " (no folder here, so taken for a name on the Hub)"
+        raise EvaluationError(f"{dataset}{taken}, {config}, {split} cannot be loaded: {error}") from error
     missing = {"text", "answer_start", "size"} - set(table.column_names)
     if missing:
         raise EvaluationError(

@@ -15,7 +15,7 @@ def show(estimate: dict[str, Any] | None, digits: int = 2) -> str:
         return f"not defined: {(estimate or {}).get('reason', 'not measured')}"
     value = f"{estimate['value']:.{digits}f}"
     if estimate.get("low") is None:
-        return value
+        return f"{value} (no interval)" if estimate.get("reason") else value
     low, high = (f"{estimate[bound]:.{digits}f}" for bound in ("low", "high"))
     return value if low == value == high else f"{value} ({low} to {high})"
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -114,6 +115,10 @@ class Evaluation:
         if arguments.training_log and not Path(arguments.training_log).is_file():
             raise EvaluationError(f"`training_log` is {arguments.training_log}, but must be a file.")
         self.model = load_model(arguments.model, arguments.revision).to(self.accelerator.device)
+        if self._trained_on() != arguments.config:
+            warnings.warn(
+                f"{arguments.model} was trained on {self._trained_on()}, not {arguments.config}.", stacklevel=2
+            )
         self._check_length()
         self._open_folder()
         self.begun = time.perf_counter()
@@ -314,9 +319,21 @@ class Evaluation:
         return found
 
     def _find_log(self) -> Path | None:
+        """The log of the training, if it was one of this task."""
         if self.arguments.training_log:
             return Path(self.arguments.training_log)
+        if self._trained_on() != self.arguments.config:
+            return None
         return self._find_of_training("log.jsonl")
+
+    def _trained_on(self) -> str:
+        """The task of the recipe; that of the evaluation if there is no recipe."""
+        return str(self._recipe().get("task", self.arguments.config))
+
+    def _recipe(self) -> dict[str, Any]:
+        """The recipe that its training left with the model; nothing if there is none."""
+        path = self._find_of_training("recipe.json")
+        return json.loads(path.read_text()) if path else {}
 
     def _find_of_training(self, name: str) -> Path | None:
         """A file that its training left with the model, or beside it."""
@@ -325,8 +342,7 @@ class Evaluation:
 
     def _size_limit(self) -> int:
         """The largest size of training: by the recipe beside the model, if it is of this task, else by the dataset."""
-        largest, path = self.task.config.max_size, self._find_of_training("recipe.json")
-        recipe = json.loads(path.read_text()) if path else {}
+        largest, recipe = self.task.config.max_size, self._recipe()
         if recipe.get("task") != self.arguments.config:
             return largest
         return max(recipe["sizes"] or [recipe["task_settings"].get("max_size", largest)])

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import analyse
@@ -22,6 +23,7 @@ from cases import task_model
 from controls import matched_random, matched_stability, oracle, with_known_size_words, with_stability
 from examples import EvaluationError, load_examples, open_task, spread, take
 from figures import Run, put_legend
+from pages import show
 from passes import Depths, run_examples, run_given
 from safetensors.torch import load_file
 from scipy import stats
@@ -783,6 +785,29 @@ def test_the_names_of_many_runs_fit_above_a_figure():
     plt.close(figure)
 
 
+def test_a_model_of_another_task_is_said_to_be_one_and_its_log_stays_with_it(tmp_path, data, evaluated):
+    """BREVO's training curve stood in a report of MANO, beside an accuracy of 0 that nothing explained."""
+    model = shutil.copytree(evaluated / "trained-online" / "model", tmp_path / "run" / "model")
+    shutil.copy(evaluated / "trained-online" / "log.jsonl", model.parent)
+    (model.parent / "recipe.json").write_text(json.dumps({"task": "brevo-mini", "sizes": [], "task_settings": {}}))
+    quick = {"rows": 12, "controls": False, "sweep_rows": 0}
+    with pytest.warns(UserWarning, match="was trained on brevo-mini, not mano-mini"):
+        found = evaluate_model(tmp_path / "other", model, data, config="mano-mini", **quick)
+    assert found["analyses"]["dynamics"]["phases"] is None
+    assert not (tmp_path / "other" / "log.jsonl").exists()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*was trained on")
+        evaluate_model(tmp_path / "own", model, data, **quick)
+    assert (tmp_path / "own" / "log.jsonl").exists()
+
+
+def test_a_value_of_too_few_rows_says_that_it_has_no_interval():
+    """A correlation of six rows looked as sure as one whose interval is narrower than its last digit."""
+    few = {"value": 0.661, "low": None, "high": None, "n": 6, "reason": "fewer than 10 examples: no interval"}
+    assert show(few) == "0.66 (no interval)"
+    assert show({"value": 0.661, "low": 0.66, "high": 0.662, "n": 5000}) == "0.66"
+
+
 def test_bad_input_is_refused_in_a_sentence(tmp_path, data, evaluated):
     model = evaluated / "trained-early" / "model"
     with pytest.raises(EvaluationError, match="`config` is 'mano-paper', but"):
@@ -791,6 +816,11 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path, data, evaluated):
         evaluate_model(tmp_path / "a", model, data, splits=["dev"])
     with pytest.raises(EvaluationError, match="there is no such folder"):
         evaluate_model(tmp_path / "a", tmp_path / "nothing", data)
+    # It said that the Hub could not be reached, to someone who had misspelt a folder.
+    with pytest.raises(
+        EvaluationError, match=r"no folder here, so taken for a name on the Hub\), brevo-mini, test cannot"
+    ):
+        evaluate_model(tmp_path / "a", model, tmp_path / "nothing")
     with pytest.raises(EvaluationError, match=r"`model` is .*, a run; its checkpoint is .*trained-early/model\.$"):
         evaluate_model(tmp_path / "a", model.parent, data)
     with pytest.raises(EvaluationError, match="it is no checkpoint"):
