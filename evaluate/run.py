@@ -21,6 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,8 @@ class Evaluation:
         if arguments.training_log and not Path(arguments.training_log).is_file():
             raise EvaluationError(f"`training_log` is {arguments.training_log}, but must be a file.")
         self.model = load_model(arguments.model, arguments.revision).to(self.accelerator.device)
-        if self._trained_on() != arguments.config:
-            warnings.warn(
-                f"{arguments.model} was trained on {self._trained_on()}, not {arguments.config}.", stacklevel=2
-            )
+        if (trained_on := self._trained_on()) != arguments.config:
+            warnings.warn(f"{arguments.model} was trained on {trained_on}, not {arguments.config}.", stacklevel=2)
         self._check_length()
         self._open_folder()
         self.begun = time.perf_counter()
@@ -328,8 +327,9 @@ class Evaluation:
 
     def _trained_on(self) -> str:
         """The task of the recipe; that of the evaluation if there is no recipe."""
-        return str(self._recipe().get("task", self.arguments.config))
+        return str(self._recipe.get("task", self.arguments.config))
 
+    @cached_property
     def _recipe(self) -> dict[str, Any]:
         """The recipe that its training left with the model; nothing if there is none."""
         path = self._find_of_training("recipe.json")
@@ -342,7 +342,7 @@ class Evaluation:
 
     def _size_limit(self) -> int:
         """The largest size of training: by the recipe beside the model, if it is of this task, else by the dataset."""
-        largest, recipe = self.task.config.max_size, self._recipe()
+        largest, recipe = self.task.config.max_size, self._recipe
         if recipe.get("task") != self.arguments.config:
             return largest
         return max(recipe["sizes"] or [recipe["task_settings"].get("max_size", largest)])
