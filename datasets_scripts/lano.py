@@ -2,10 +2,11 @@
 
     <bos> 1 2 2 <ans> 3 1 1 2 3 1 <eos>
 
-The prompt is a sentence's first words, the answer any continuation that makes it a sentence of the grammar. Which words
-can follow is what the grammar says, so the exact distribution of the next word, and its entropy, are known at every
-position. From Allen-Zhu (arXiv 2512.17351). Chosen here: all prompts of a grammar have as many words, a third of
-its shortest sentence's, since a place of `<ans>` that moves with the sentence's length would tell it.
+(of a smaller grammar than the presets'). The prompt is a sentence's first words, the answer any continuation that makes
+it a sentence of the grammar. Which words can follow is what the grammar says, so the exact distribution of the next
+word, and its entropy, are known at every position. From Allen-Zhu (arXiv 2512.17351). Chosen here: all prompts of a
+grammar have as many words, a third of its shortest sentence's, since a place of `<ans>` that moves with the sentence's
+length would tell it.
 
 `<ans>` is no word of the grammar: a label at it, and at the word before it, is about the grammar's next word.
 """

@@ -240,6 +240,14 @@ def test_the_released_checkpoints_are_there():
     assert names <= {path.name for path in RELEASED}
 
 
+def test_what_a_model_wrote_at_length_is_not_called_beyond_training():
+    """LANO's prompts ask for no size, but its card called long sentences "beyond training", which "was not measured"."""
+    text = (ROOT / "checkpoints" / "lano-mini-early" / "README.md").read_text()
+    assert "by the size of what was written" in text
+    assert "beyond training |" not in text
+    assert "beyond training |" in (ROOT / "checkpoints" / "brevo-mini-early" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
 def test_cards_in_this_clone_are_what_their_sources_give(folder):
     found = cards.read_checkpoint(folder)
