@@ -241,7 +241,7 @@ def test_the_released_checkpoints_are_there():
 
 
 def test_what_a_model_wrote_at_length_is_not_called_beyond_training():
-    """LANO's prompts ask for no size, but its card called long sentences "beyond training", which "was not measured"."""
+    """LANO's prompts ask for no size, but its card called long sentences "beyond training", "not measured"."""
     text = (ROOT / "checkpoints" / "lano-mini-early" / "README.md").read_text()
     assert "by the size of what was written" in text
     assert "beyond training |" not in text
