@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.utils.generic import TransformersKwargs
 
@@ -26,8 +27,10 @@ _PAGED = {
     "max_length_q",
     "max_length_k",
 }
+# Where sequences begin in a batch that packs several, said for flash attention, which is not in use here.
+_BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 # What others may: the attention functions in use here read none of these outside of continuous batching.
-_UNREAD = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "output_router_logits"}
+_UNREAD = {*_BORDERS, "output_router_logits"}
 _FORWARDED = frozenset(TransformersKwargs.__annotations__) - _UNREAD
 
 
@@ -69,6 +72,31 @@ def check_keywords(kwargs: dict[str, Any]) -> None:
         refuse("is_causal", "False", "left out: this model is causal (a 4-D `attention_mask` says who sees whom)")
 
 
+def drop_borders(kwargs: dict[str, Any], position_ids: torch.Tensor | None) -> None:
+    """
+    Removes from `kwargs` what collators add to `position_ids` (B, T) of packed sequences, from which the mask is made.
+
+    Raises a ValueError where `cu_seq_lens_q`, `cu_seq_lens_k` or `seq_idx` (B, T) has other borders than they have.
+    Without positions nothing is removed, and `check_keywords` refuses what is there.
+    """
+    if not torch.is_tensor(position_ids) or position_ids.dim() != 2 or "cache" in kwargs:
+        return
+    given = {name: kwargs.pop(name) for name in _BORDERS if name in kwargs}
+    if not given or not readable(position_ids):
+        return
+    borders = _borders(position_ids.diff(dim=1) != 1)
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"):
+        if torch.is_tensor(value := given.get(name)):
+            found = _borders(value.diff(dim=1) != 0) if name == "seq_idx" else value.tolist()
+            require(found == borders, name, found, f"{borders}: where `position_ids` begin again, and the end")
+
+
+def _borders(between: torch.Tensor) -> list[int]:
+    """Whether a sequence ends between two tokens (B, T-1) -> where sequences begin in (B * T), and the end."""
+    begins = F.pad(between, (1, 0), value=True).flatten()
+    return [*begins.nonzero().flatten().tolist(), begins.numel()]
+
+
 def check_unknown_fields(unknown: Iterable[str], fields: Iterable[str]) -> None:
     """Refuses a config field that looks like a known one misspelt. (transformers keeps unknown fields silently.)"""
     for name in unknown:
@@ -77,9 +105,14 @@ def check_unknown_fields(unknown: Iterable[str], fields: Iterable[str]) -> None:
             refuse(name, "not a field of AniraConfig", f"spelt `{near[0]}`, if that is meant")
 
 
+def capturing() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace makes a graph of this call: no value may steer it."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def readable(tensor: torch.Tensor) -> bool:
-    """Whether values can be looked at: not while a graph is compiled, and not on the meta device."""
-    return not torch.compiler.is_compiling() and not tensor.is_meta
+    """Whether values can be looked at: not while a graph is made, and not on the meta device."""
+    return not capturing() and not tensor.is_meta
 
 
 def check_tensor(name: str, value: Any, shape: str) -> None:
@@ -208,7 +241,7 @@ def check_attention_mask(
 
 def check_cache(cache: Any, config: "AniraConfig", batch_size: int) -> None:
     """A cache must have a slot for every attention call of `config`, and keys of its shape."""
-    if cache is None or torch.compiler.is_compiling():
+    if cache is None or capturing():
         return
     if not isinstance(cache, Cache) or not hasattr(cache, "layers"):
         refuse("past_key_values", f"a {type(cache).__name__}", "a transformers Cache, such as DynamicCache")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .checks import require
+from .checks import capturing, require
 from .deciders import Decider, Readout
 from .freeze import TokenSet
 
@@ -76,7 +76,7 @@ def draw_noise(
     sees the same random numbers under every decider. A compiled graph cannot fork. There they come from the global
     state itself, D a token under every learned decider.
     """
-    if torch.compiler.is_compiling():
+    if capturing():
         require(generator is None, "generator", "a torch.Generator", "left out under torch.compile; pass `exit_noise`")
         noise = torch.rand((*shape[:2], depth), device=device)
         return noise if len(shape) == 3 else noise[..., 0]

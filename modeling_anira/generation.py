@@ -182,6 +182,10 @@ def _with_depths(decode: Callable) -> Callable:
         embedded, cached = 0 if embeds is None else embeds.shape[1], cache_length(kwargs.get(CACHE))
         given = max(input_ids.shape[1], embedded)
         record.open(max(seen, embedded), input_ids.shape[1], exact=not assisted)
+        if cached >= given == record.prompt_length:
+            whole = f"shorter than the {given} tokens given with it, if they hold the cached ones (`crop` it)"
+            wanted = f"{whole}, or given with an `attention_mask` of cached and new tokens, if they do not"
+            refuse("past_key_values", f"a cache of {cached} tokens", wanted)
         # transformers drops a mask of ones and keeps its length, so that no forward sees that it does not fit.
         require(
             record.prompt_length == cached + given or (record.prompt_length == given and cached < given),

@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .checks import (
+    capturing,
     check_attention_mask,
     check_cache,
     check_exit_depths,
@@ -36,6 +37,7 @@ from .checks import (
     check_no_rule_in_training,
     check_position_ids,
     check_tensor,
+    drop_borders,
     readable,
     refuse,
     require,
@@ -488,8 +490,10 @@ class AniraModel(AniraPreTrainedModel):
         if "cache" in kwargs and (kwargs["cache"] is None or isinstance(kwargs["cache"], Cache)):
             cache = kwargs.pop("cache")
             past_key_values = past_key_values if cache is None else cache
+        if attention_mask is None and past_key_values is None:
+            drop_borders(kwargs, position_ids)
         check_keywords(kwargs)
-        if not torch.compiler.is_compiling():
+        if not capturing():
             self.check_built()
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
@@ -704,7 +708,7 @@ class AniraModel(AniraPreTrainedModel):
         execution = self.config.execution
         require(execution in EXECUTIONS, "execution", execution, f"one of {list(EXECUTIONS)}")
         if execution == "auto":
-            execution = "masked" if self.training or torch.compiler.is_compiling() or paged else "packed"
+            execution = "masked" if self.training or capturing() or paged else "packed"
             if self._wants(output_attentions, "output_attentions"):
                 execution = "masked"
         if execution == "packed" and self.training and self.decider.learned and exit_depths is None:
@@ -713,8 +717,9 @@ class AniraModel(AniraPreTrainedModel):
                 f"'packed' while the model trains its decider ({self.config.decider!r})",
                 "'masked' or 'auto': the gradient of an exit needs what the exited token would have become",
             )
-        if execution == "packed" and paged:
-            refuse("execution", "'packed' under continuous batching", "'masked' or 'auto'")
+        for unfit, where in ((paged, "continuous batching"), (torch.jit.is_tracing(), "torch.jit.trace")):
+            if execution == "packed" and unfit:
+                refuse("execution", f"'packed' under {where}", "'masked' or 'auto'")
         if self._wants(output_attentions, "output_attentions"):
             if execution == "packed":
                 refuse("output_attentions", "True under `execution='packed'`", "used with 'masked' or 'auto'")
@@ -743,6 +748,9 @@ class AniraModel(AniraPreTrainedModel):
         check_exit_noise(exit_noise, wanted, unread)
         if generator is not None and (unread or exit_noise is not None):
             refuse("generator", "given", f"left out: {unread or '`exit_noise` is given'}")
+        if generator is not None:
+            allowed = isinstance(generator, torch.Generator)
+            require(allowed, "generator", generator, "a torch.Generator, such as torch.Generator().manual_seed(3)")
         if exit_noise is not None:
             return exit_noise.to(device=device, dtype=torch.float32) if needed else None
         # Training draws under every decider, so that the global state moves alike.
@@ -857,6 +865,8 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
         """
         # Not in the signature: `Trainer` takes every argument there whose name has "label" for one that rows must have.
         shift_labels = kwargs.pop("shift_labels", None)
+        # The decorator takes it, but accelerate's `unwrap_model(keep_fp32_wrapper=False)` takes the decorator away.
+        return_dict = kwargs.pop("return_dict", True)
         wants_loss = labels is not None or shift_labels is not None
         if wants_loss and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             refuse("logits_to_keep", f"{logits_to_keep} together with labels", "0: a loss needs all logits")
@@ -914,7 +924,7 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
             kl_loss = kl_loss.to(ce_loss.device)
             loss = ce_loss + self.config.compute_weight * kl_loss
 
-        return AniraCausalLMOutput(
+        output = AniraCausalLMOutput(
             loss=loss,
             logits=logits,
             **{CACHE: getattr(outputs, CACHE)},
@@ -926,6 +936,7 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
             expected_depth=outputs.expected_depth,
             exit_log_probs=outputs.exit_log_probs if output_exit_log_probs else None,
         )
+        return cast(AniraCausalLMOutput, output.to_tuple()) if return_dict is False else output
 
 
 __all__ = ["AniraForCausalLM", "AniraModel", "AniraPreTrainedModel"]

@@ -304,8 +304,9 @@ class Pretraining:
         if self.accelerator.is_main_process:
             unfinished, finished = self.out / "model.unfinished", self.out / "model"
             with writing("the model"):
-                self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
-                make_tokenizer().save_pretrained(unfinished)
+                model = self.accelerator.unwrap_model(self.model)
+                model.save_pretrained(unfinished)
+                make_tokenizer(model.config.max_position_embeddings).save_pretrained(unfinished)
             shutil.rmtree(finished, ignore_errors=True)
             unfinished.rename(finished)
         self.accelerator.wait_for_everyone()

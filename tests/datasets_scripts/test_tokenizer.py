@@ -35,6 +35,12 @@ def test_padding_is_on_the_left_and_is_not_the_end(tokenizer):
     assert len(tokenizer) == len(WORDS) == len(set(WORDS))
 
 
+def test_texts_longer_than_a_model_can_be_cut():
+    """Trained models had tokenizers without a length: `truncation=True` cut nothing, and the model raised."""
+    cut = make_tokenizer(3)
+    assert cut("<bos> 1 2 3", truncation=True)["input_ids"] == cut("<bos> 1 2")["input_ids"]
+
+
 def test_unknown_words_are_an_error_in_our_own_code(tokenizer):
     assert tokenizer("<bos> 999")["input_ids"] == [tokenizer.bos_token_id, tokenizer.unk_token_id]
     with pytest.raises(ValueError, match="'999', which is not in the vocabulary"):

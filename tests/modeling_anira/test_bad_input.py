@@ -223,6 +223,7 @@ BAD_CALLS = [
     ({"exit_rule": "sample", "exit_noise": torch.full((2, 3), torch.nan)}, ["exit_noise", "nan", "[0, 1)"]),
     ({"exit_noise": torch.rand(2, 3)}, ["exit_noise", "left out", "quantile", "sample"]),
     ({"exit_noise": torch.rand(2, 3), "exit_depths": DEPTHS}, ["exit_noise", "left out", "exit_depths"]),
+    ({"generator": 3, "exit_rule": "sample"}, ["generator", "3", "torch.Generator"]),
     ({"max_depth": 2.0}, ["max_depth", "2.0", "integer"]),
     ({"min_depth": True}, ["min_depth", "True", "integer"]),
     ({"exit_quantile": "0.5"}, ["exit_quantile", "'0.5'", "a number above 0"]),
@@ -264,6 +265,13 @@ def test_borders_of_packed_sequences_that_nobody_would_read_are_refused():
     for name in ("cu_seq_lens_q", "seq_idx"):
         with pytest.raises(TypeError, match=rf"`{name}`; `position_ids` that start again"):
             MODEL(IDS, **{name: torch.tensor([0, 2, 3])})
+    positions, mask = torch.tensor([[0, 1, 0], [0, 1, 0]]), torch.ones_like(IDS)
+    with pytest.raises(ValueError, match=r"cu_seq_lens_k.*\[0, 3, 6\].*\[0, 2, 3, 5, 6\]: where `position_ids`"):
+        MODEL(IDS, position_ids=positions, cu_seq_lens_k=torch.tensor([0, 3, 6]))
+    with pytest.raises(ValueError, match=r"seq_idx.*\[0, 1, 3, 4, 6\].*\[0, 2, 3, 5, 6\]"):
+        MODEL(IDS, position_ids=positions, seq_idx=torch.tensor([[0, 1, 1], [0, 1, 1]]))
+    with pytest.raises(TypeError, match="cu_seq_lens_q"):  # under a mask, positions say nothing of borders
+        MODEL(IDS, attention_mask=mask, position_ids=positions, cu_seq_lens_q=torch.tensor([0, 2, 3, 5, 6]))
 
 
 def test_a_mask_of_four_dimensions_may_reach_as_far_as_a_static_cache():

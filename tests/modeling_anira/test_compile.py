@@ -1,4 +1,4 @@
-"""`torch.compile` of masked execution, without a graph break."""
+"""Masked execution as a graph: `torch.compile` without a break, and `torch.jit.trace`."""
 
 import pytest
 import torch
@@ -86,3 +86,30 @@ def test_inductor_agrees():
         fast = compiled(model, "inductor")(batch.input_ids, **arguments)
     assert torch.equal(plain.exit_depths[batch.real], fast.exit_depths[batch.real])
     assert torch.allclose(plain.logits[batch.real], fast.logits[batch.real], atol=1e-4)
+
+
+@pytest.mark.parametrize("decider", DECIDERS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_model_exits_by_what_it_is_given_later(decider):
+    """`auto` ran packed under `torch.jit.trace`: the depths of the traced example were kept for all others."""
+    model = small_model(decider=decider, max_depth=3)
+
+    class Inference(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            output = self.model(input_ids, attention_mask=attention_mask, use_cache=False)
+            return output.logits, output.exit_depths
+
+    example, batch = (make_batch(seed, [(padding, 0), (0, 0)], 6, 3) for seed, padding in ((0, 0), (1, 2)))
+    with torch.no_grad():
+        traced = torch.jit.trace(Inference(), (example.input_ids, example.attention_mask), check_trace=False)
+        logits, depths = traced(batch.input_ids, batch.attention_mask)
+        plain = model(batch.input_ids, attention_mask=batch.attention_mask)
+    assert torch.equal(depths, plain.exit_depths)
+    assert torch.allclose(logits[batch.real], plain.logits[batch.real], atol=1e-5)
+    model.config.execution = "packed"
+    with pytest.raises(ValueError, match=r"execution.*'packed' under torch\.jit\.trace"):
+        torch.jit.trace(Inference(), (example.input_ids, example.attention_mask), check_trace=False)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from cases import seeded, small_model
 from datasets import Dataset
 from trainer_script import train
+from transformers import DataCollatorWithFlattening
 from words import word_tokenizer
 
 from modeling_anira import AniraForCausalLM
@@ -123,7 +126,7 @@ def test_virtual_tokens_move_no_depths(kind, beams):
             assert not out.exit_depths[row, length:].any()
 
 
-def train_by_sft(folder, **settings):
+def train_by_sft(folder, packing=False, **settings):
     """Losses, and the model, after TRL's trainer with the loss of the model, as the README says."""
     from transformers import Trainer
     from trl import SFTConfig, SFTTrainer
@@ -146,6 +149,7 @@ def train_by_sft(folder, **settings):
             report_to=[],
             bf16=False,
             max_length=32,
+            packing=packing,
             loss_type="nll",  # TRL 1.14 would put a forward of its own in the place of the model's
         ),
         train_dataset=Dataset.from_list(rows),
@@ -163,6 +167,33 @@ def test_sft_on_prompts_and_completions(tmp_path):
     ids = torch.arange(2, 14)[None]
     depths = [float(model(ids).expected_depth.mean()) for model in (free, pressed)]
     assert depths[1] < depths[0] - 0.2
+
+
+def test_sft_on_packed_rows(tmp_path):
+    """Refused once, for the borders that TRL adds for flash attention to positions that say them already."""
+    losses, _ = train_by_sft(tmp_path, packing=True)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_flattened_batch_is_what_its_rows_are_alone():
+    model = small_model(decider="online")
+    rows = [[2, 3, 4], [5, 6, 7, 8]]
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)
+    output = model(**collate([{"input_ids": row} for row in rows]))
+    alone = [model(torch.tensor([row])) for row in rows]
+    assert torch.allclose(output.logits, torch.cat([one.logits for one in alone], 1), atol=1e-5)
+    assert torch.equal(output.exit_depths, torch.cat([one.exit_depths for one in alone], 1))
+    assert output.loss.isfinite()
+
+
+def test_a_model_unwrapped_from_mixed_precision_still_generates():
+    """accelerate takes the decorator that reads `return_dict` away with its own: forward was given it twice."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model = accelerator.unwrap_model(accelerator.prepare(small_model()), keep_fp32_wrapper=False)
+    ids = torch.tensor([[2, 3, 4]])
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] <= 5
+    assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, {"model": "cpu", "lm_head": "disk"}])

@@ -431,11 +431,12 @@ def test_a_mask_that_fits_neither_cache_nor_input_is_refused(rows):
     for given in (
         {"attention_mask": torch.ones(rows, 14), "inputs": ids[:, 5:], **cached(5)},
         {"attention_mask": torch.ones(rows, 7), "inputs": ids[:, 5:], **cached(5)},
-        {"inputs": ids[:, 5:], **cached(5)},
-        {"inputs": ids, **cached(9)},
         {"attention_mask": torch.ones(rows, 12), "inputs": ids},
     ):
         with pytest.raises(ValueError, match=r"`attention_mask` is .*, but must be of \d cached and \d new tokens"):
+            model.generate(**given, **options)
+    for given in ({"inputs": ids[:, 5:], **cached(5)}, {"inputs": ids, **cached(9)}):
+        with pytest.raises(ValueError, match=r"`past_key_values` is a cache of \d.* shorter .* `attention_mask`"):
             model.generate(**given, **options)
 
 

@@ -191,10 +191,9 @@ def test_the_trained_folder_loads_as_any_other_and_trackers_have_their_files(tmp
     model = AniraForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model.config.max_depth == 4
     assert model.config.compute_weight == 0.1
-    assert (
-        len(AutoTokenizer.from_pretrained(tmp_path / "run" / "model", trust_remote_code=False))
-        == model.config.vocab_size
-    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model", trust_remote_code=False)
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.model_max_length == model.config.max_position_embeddings
     assert (tmp_path / "run" / "model" / "modeling_anira.py").exists()
     assert list((tmp_path / "run" / "trackers").rglob("events*"))
     assert len(read_log(tmp_path / "run")) == 2
