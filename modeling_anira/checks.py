@@ -1,6 +1,7 @@
 """Bad input, refused at once: every message names the argument, what it is, and what is allowed."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -66,29 +67,36 @@ def check_keywords(kwargs: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, CALL_OPTIONS, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             if name in _UNREAD:
-                hint = "; `position_ids` that start again say where a packed sequence begins"
+                hint = "; `position_ids` that start again, without mask and cache, say where a packed sequence begins"
             raise TypeError(f"forward() got an unexpected argument `{name}`{hint}")
     if kwargs.get("is_causal") is False and "cache" not in kwargs:  # continuous batching says it, and gives masks
         refuse("is_causal", "False", "left out: this model is causal (a 4-D `attention_mask` says who sees whom)")
 
 
-def drop_borders(kwargs: dict[str, Any], position_ids: torch.Tensor | None) -> None:
+def drop_borders(kwargs: dict[str, Any], position_ids: torch.Tensor | None, batch_size: int) -> None:
     """
-    Removes from `kwargs` what collators add to `position_ids` (B, T) of packed sequences, from which the mask is made.
+    Removes from `kwargs` what collators add to `position_ids` (B or 1, T) of packed sequences, which make the mask.
 
-    Raises a ValueError where `cu_seq_lens_q`, `cu_seq_lens_k` or `seq_idx` (B, T) has other borders than they have.
-    Without positions nothing is removed, and `check_keywords` refuses what is there.
+    Raises a ValueError where that has other borders than they have, or a longest sequence that is too short; where a
+    graph is made, it is not compared. Without positions nothing is removed, and `check_keywords` refuses what is there.
     """
-    if not torch.is_tensor(position_ids) or position_ids.dim() != 2 or "cache" in kwargs:
+    given = {name: kwargs.pop(name) for name in _BORDERS if name in kwargs and position_ids is not None}
+    if position_ids is None or not given or not readable(position_ids):
         return
-    given = {name: kwargs.pop(name) for name in _BORDERS if name in kwargs}
-    if not given or not readable(position_ids):
-        return
-    borders = _borders(position_ids.diff(dim=1) != 1)
-    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"):
-        if torch.is_tensor(value := given.get(name)):
-            found = _borders(value.diff(dim=1) != 0) if name == "seq_idx" else value.tolist()
-            require(found == borders, name, found, f"{borders}: where `position_ids` begin again, and the end")
+    shape = (batch_size, position_ids.shape[1])
+    borders = _borders(position_ids.diff(dim=1).ne(1).expand(batch_size, -1))
+    longest = max(end - begin for begin, end in itertools.pairwise(borders))
+    for name, value in given.items():
+        if name.startswith("max_length"):
+            require(int(value) >= longest, name, int(value), f"at least {longest}, as `position_ids` have it")
+            continue
+        check_tensor(name, value, f"{shape}" if name == "seq_idx" else f"({len(borders)},)")
+        if name == "seq_idx":
+            require(value.shape == shape, name, tuple(value.shape), f"of shape {shape}, as the tokens")
+            found = _borders(value.diff(dim=1) != 0)
+        else:
+            found = list(dict.fromkeys(value.flatten().tolist()))  # an empty sequence repeats a border
+        require(found == borders, name, found, f"{borders}: where `position_ids` begin again, and the end")
 
 
 def _borders(between: torch.Tensor) -> list[int]:

@@ -77,7 +77,8 @@ def draw_noise(
     state itself, D a token under every learned decider.
     """
     if capturing():
-        require(generator is None, "generator", "a torch.Generator", "left out under torch.compile; pass `exit_noise`")
+        wanted = "left out where a graph is made (torch.compile, torch.jit.trace); pass `exit_noise`"
+        require(generator is None, "generator", "a torch.Generator", wanted)
         noise = torch.rand((*shape[:2], depth), device=device)
         return noise if len(shape) == 3 else noise[..., 0]
     if generator is None:

@@ -182,8 +182,11 @@ def _with_depths(decode: Callable) -> Callable:
         embedded, cached = 0 if embeds is None else embeds.shape[1], cache_length(kwargs.get(CACHE))
         given = max(input_ids.shape[1], embedded)
         record.open(max(seen, embedded), input_ids.shape[1], exact=not assisted)
-        if cached >= given == record.prompt_length:
-            whole = f"shorter than the {given} tokens given with it, if they hold the cached ones (`crop` it)"
+        if assisted and record.offset == 0:
+            wanted = "left out in assisted decoding, or `input_ids` only what is new"
+            require(cached == 0, "past_key_values", f"a cache of {cached} tokens", wanted)
+        if cached and cached >= given == record.prompt_length:
+            whole = f"shorter than the {given} tokens given with it, if they hold the cached ones (`cache.crop(-1)`)"
             wanted = f"{whole}, or given with an `attention_mask` of cached and new tokens, if they do not"
             refuse("past_key_values", f"a cache of {cached} tokens", wanted)
         # transformers drops a mask of ones and keeps its length, so that no forward sees that it does not fit.
@@ -199,9 +202,6 @@ def _with_depths(decode: Callable) -> Callable:
             if kwargs.get(name) is not None:
                 expand = max(config.num_beams or 1, config.num_return_sequences or 1)
                 _check_by_position(name, kwargs[name], input_ids.shape[0], expand, config.max_length, record.offset)
-        if assisted and record.offset == 0:
-            wanted = "left out in assisted decoding, or `input_ids` only what is new"
-            require(cached == 0, "past_key_values", f"a cache of {cached} tokens", wanted)
         criteria = kwargs["stopping_criteria"]
         # Only under an end-of-sequence criterion does `_sample` fill up rows that have finished.
         if decode is GenerationMixin._sample and any(hasattr(criterion, "eos_token_id") for criterion in criteria):

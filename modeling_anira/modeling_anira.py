@@ -9,6 +9,7 @@ D `max_depth`, V vocabulary. Source: arXiv 2602.08864, sections 3.1 and 3.2.
 """
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -355,6 +356,14 @@ class InputInjection(nn.Module):
         return self.adapter(torch.cat((state, shallow), dim=-1)).to(state.dtype)
 
 
+def _can_return_tuple(forward: Callable) -> Callable:
+    """transformers' decorator, which reads `return_dict`; it stays where accelerate takes its own wrappers away."""
+    wrapped = can_return_tuple(forward)
+    wrapped.__signature__ = inspect.signature(forward)
+    del wrapped.__wrapped__  # `unwrap_model(keep_fp32_wrapper=False)` goes down these to the last
+    return wrapped
+
+
 class AniraPreTrainedModel(PreTrainedModel):
     """Weight initialisation, loading and saving, and the cost of a run."""
 
@@ -444,7 +453,7 @@ class AniraModel(AniraPreTrainedModel):
             found = getattr(self.config, name)
             require(found == value, name, found, f"{value!r}, as when the model was built; build or load another")
 
-    @can_return_tuple
+    @_can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -490,9 +499,6 @@ class AniraModel(AniraPreTrainedModel):
         if "cache" in kwargs and (kwargs["cache"] is None or isinstance(kwargs["cache"], Cache)):
             cache = kwargs.pop("cache")
             past_key_values = past_key_values if cache is None else cache
-        if attention_mask is None and past_key_values is None:
-            drop_borders(kwargs, position_ids)
-        check_keywords(kwargs)
         if not capturing():
             self.check_built()
         config = self.config
@@ -506,6 +512,11 @@ class AniraModel(AniraPreTrainedModel):
             check_inputs_embeds(inputs_embeds, config.hidden_size)
         assert inputs_embeds is not None
         shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
+        check_position_ids(position_ids, shape)
+        masked_by_position = attention_mask is None and past_key_values is None and "cache" not in kwargs
+        if masked_by_position and config._attn_implementation in ("sdpa", "eager"):
+            drop_borders(kwargs, position_ids, shape[0])
+        check_keywords(kwargs)
 
         if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
             name, found, wanted = (
@@ -524,7 +535,6 @@ class AniraModel(AniraPreTrainedModel):
         packed = self._execution(output_attentions, exit_depths, paged="cache" in kwargs) == "packed"
         readout = self._readout(readout_head)
 
-        check_position_ids(position_ids, shape)
         mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         # After the mask: where a cache was given, positions that start again do not tell sequences apart.
         if use_cache and past_key_values is None:
@@ -823,7 +833,7 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
         """What decides how deep a token goes."""
         return self.model.decider
 
-    @can_return_tuple
+    @_can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -865,8 +875,6 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
         """
         # Not in the signature: `Trainer` takes every argument there whose name has "label" for one that rows must have.
         shift_labels = kwargs.pop("shift_labels", None)
-        # The decorator takes it, but accelerate's `unwrap_model(keep_fp32_wrapper=False)` takes the decorator away.
-        return_dict = kwargs.pop("return_dict", True)
         wants_loss = labels is not None or shift_labels is not None
         if wants_loss and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             refuse("logits_to_keep", f"{logits_to_keep} together with labels", "0: a loss needs all logits")
@@ -924,7 +932,7 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
             kl_loss = kl_loss.to(ce_loss.device)
             loss = ce_loss + self.config.compute_weight * kl_loss
 
-        output = AniraCausalLMOutput(
+        return AniraCausalLMOutput(
             loss=loss,
             logits=logits,
             **{CACHE: getattr(outputs, CACHE)},
@@ -936,7 +944,6 @@ class AniraForCausalLM(AniraPreTrainedModel, AniraGenerationMixin):
             expected_depth=outputs.expected_depth,
             exit_log_probs=outputs.exit_log_probs if output_exit_log_probs else None,
         )
-        return cast(AniraCausalLMOutput, output.to_tuple()) if return_dict is False else output
 
 
 __all__ = ["AniraForCausalLM", "AniraModel", "AniraPreTrainedModel"]

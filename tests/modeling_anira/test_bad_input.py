@@ -265,13 +265,31 @@ def test_borders_of_packed_sequences_that_nobody_would_read_are_refused():
     for name in ("cu_seq_lens_q", "seq_idx"):
         with pytest.raises(TypeError, match=rf"`{name}`; `position_ids` that start again"):
             MODEL(IDS, **{name: torch.tensor([0, 2, 3])})
-    positions, mask = torch.tensor([[0, 1, 0], [0, 1, 0]]), torch.ones_like(IDS)
-    with pytest.raises(ValueError, match=r"cu_seq_lens_k.*\[0, 3, 6\].*\[0, 2, 3, 5, 6\]: where `position_ids`"):
-        MODEL(IDS, position_ids=positions, cu_seq_lens_k=torch.tensor([0, 3, 6]))
-    with pytest.raises(ValueError, match=r"seq_idx.*\[0, 1, 3, 4, 6\].*\[0, 2, 3, 5, 6\]"):
-        MODEL(IDS, position_ids=positions, seq_idx=torch.tensor([[0, 1, 1], [0, 1, 1]]))
-    with pytest.raises(TypeError, match="cu_seq_lens_q"):  # under a mask, positions say nothing of borders
-        MODEL(IDS, attention_mask=mask, position_ids=positions, cu_seq_lens_q=torch.tensor([0, 2, 3, 5, 6]))
+    positions = torch.tensor([[0, 1, 0], [0, 1, 0]])
+    for hidden in ({"attention_mask": torch.ones_like(IDS)}, {"past_key_values": DynamicCache(config=MODEL.config)}):
+        with pytest.raises(TypeError, match=r"without mask and cache"):
+            MODEL(IDS, position_ids=positions, cu_seq_lens_q=torch.tensor([0, 2, 3, 5, 6]), **hidden)
+
+
+@pytest.mark.parametrize(
+    ("borders", "words"),
+    [
+        ({"cu_seq_lens_k": torch.tensor([0, 3, 6])}, ["cu_seq_lens_k", "[0, 3, 6]", "[0, 2, 3, 5, 6]"]),
+        ({"seq_idx": torch.tensor([[0, 1, 1], [0, 1, 1]])}, ["seq_idx", "[0, 1, 3, 4, 6]", "[0, 2, 3, 5, 6]"]),
+        ({"seq_idx": torch.tensor([0, 0, 1])}, ["seq_idx", "(3,)", "(2, 3)"]),
+        ({"cu_seq_lens_q": [0, 2, 3, 5, 6]}, ["cu_seq_lens_q", "list", "tensor"]),
+        ({"max_length_q": 1}, ["max_length_q", "1", "at least 2"]),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_borders_that_positions_do_not_have_are_refused(borders, words, rows):
+    positions = torch.tensor([[0, 1, 0]]).expand(rows, -1)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the words below are the match
+        MODEL(IDS, position_ids=positions, **borders)
+    for word in words:
+        assert word in str(error.value)
+    same = {"cu_seq_lens_q": torch.tensor([0, 2, 2, 3, 5, 6]), "max_length_q": 2}  # an empty sequence is none
+    assert torch.equal(MODEL(IDS, position_ids=positions, **same).logits, MODEL(IDS, position_ids=positions).logits)
 
 
 def test_a_mask_of_four_dimensions_may_reach_as_far_as_a_static_cache():

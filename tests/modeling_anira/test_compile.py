@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import make_batch, small_model
+from versions import needs_transformers
 
 from modeling_anira.deciders import DECIDERS
 
@@ -88,10 +89,11 @@ def test_inductor_agrees():
     assert torch.allclose(plain.logits[batch.real], fast.logits[batch.real], atol=1e-4)
 
 
+@needs_transformers("5.9", "`torch.jit.trace` fails on transformers' masks, of any model")
 @pytest.mark.parametrize("decider", DECIDERS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_traced_model_exits_by_what_it_is_given_later(decider):
-    """`auto` ran packed under `torch.jit.trace`: the depths of the traced example were kept for all others."""
+    """`auto` ran packed under `torch.jit.trace`, which kept the example's depths or ended in an assert of torch."""
     model = small_model(decider=decider, max_depth=3)
 
     class Inference(torch.nn.Module):

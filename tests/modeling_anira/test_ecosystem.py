@@ -186,14 +186,25 @@ def test_a_flattened_batch_is_what_its_rows_are_alone():
     assert output.loss.isfinite()
 
 
-def test_a_model_unwrapped_from_mixed_precision_still_generates():
-    """accelerate takes the decorator that reads `return_dict` away with its own: forward was given it twice."""
+@pytest.fixture
+def bf16_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    model = accelerator.unwrap_model(accelerator.prepare(small_model()), keep_fp32_wrapper=False)
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_model_unwrapped_from_mixed_precision_is_what_it_was(bf16_accelerator):
+    """accelerate took the decorator that reads `return_dict` away with its own: forward was given it twice."""
     ids = torch.tensor([[2, 3, 4]])
-    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] <= 5
-    assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
+    for model in (small_model(), small_model().model):
+        wanted = model(ids, return_dict=False)[0]
+        again = bf16_accelerator.unwrap_model(bf16_accelerator.prepare(model), keep_fp32_wrapper=False)
+        assert torch.equal(again(ids, return_dict=False)[0], wanted)
+        again.config.return_dict = False
+        assert isinstance(again(ids), tuple)
+        assert again(ids, return_dict=True).exit_depths.shape == (1, 3)
+    model = bf16_accelerator.unwrap_model(bf16_accelerator.prepare(small_model()), keep_fp32_wrapper=False)
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[0] == 1
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, {"model": "cpu", "lm_head": "disk"}])

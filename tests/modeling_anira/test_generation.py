@@ -438,6 +438,11 @@ def test_a_mask_that_fits_neither_cache_nor_input_is_refused(rows):
     for given in ({"inputs": ids[:, 5:], **cached(5)}, {"inputs": ids, **cached(9)}):
         with pytest.raises(ValueError, match=r"`past_key_values` is a cache of \d.* shorter .* `attention_mask`"):
             model.generate(**given, **options)
+    with pytest.raises(ValueError, match=r"`input_ids` is \(\d, 0\).* at least one token"):
+        model.generate(ids[:1, :0], **options)
+    found = cached(9)
+    found["past_key_values"].crop(-1)  # as the message says
+    assert torch.equal(model.generate(ids, **found, **options).sequences, whole.sequences)
 
 
 class Enough(StoppingCriteria):
