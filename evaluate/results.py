@@ -22,6 +22,7 @@ from report import ReportError, read_run
 from shares import Share, difference, paired_difference, part_at, pool, unpack
 
 from datasets_scripts.files import fill_block, write_whole
+from train.recipe import read_recipe
 
 _HERE = Path(__file__).parent
 _RELEASE = _HERE.parent / "release"
@@ -57,6 +58,7 @@ def make_page(metrics: Metrics, figures: set[str]) -> str:
         verdicts=_list_verdicts(main),
         rules={"alignment": ALIGNMENT[0], "least": LEAST_ALIGNMENT},
         changes=_compare_beyond({name: own for name, own in metrics.items() if name in tried}, tried),
+        steps=_count_steps(tried),
         older=[name for name, own in metrics.items() if own["analyses"].get("edition", 1) < EDITION],
         missing=[name for name in (*planned, *tried) if name not in metrics],
     )
@@ -196,6 +198,13 @@ def _compare_beyond(metrics: Metrics, plan: dict[str, Any]) -> list[dict[str, An
             }
         )
     return sorted(rows, key=lambda row: list(plan).index(row["run"]))
+
+
+def _count_steps(plan: dict[str, Any]) -> dict[str, int]:
+    """Steps of the plan's first run, and those of its recipe."""
+    first = next(iter(plan.values()))
+    recipe = _RELEASE.parent / first["recipe"]
+    return {"run": read_recipe(recipe, first["set"]).steps, "recipe": read_recipe(recipe, []).steps}
 
 
 def _pool_beyond(name: str, own: dict[str, Any]) -> Share:
