@@ -9,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FILES = sorted((ROOT / "modeling_anira").glob("*.py"))
+SCRIPTS = sorted(
+    path for folder in ("train", "evaluate", "release", "benchmarks") for path in (ROOT / folder).glob("*.py")
+)
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
@@ -50,6 +53,13 @@ def test_model_files_do_nothing_that_remote_code_should_not(path):
 def test_tasks_know_no_other_folder(path):
     ours = {folder.name for folder in ROOT.iterdir() if folder.is_dir()} - {"datasets_scripts", "evaluate"}
     assert not {module for _, module in imports(path)} & ours
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_scripts_import_no_folder_that_is_not_installed(path):
+    """`evaluate/results.py` once imported `train.recipe`, which pytest finds, as it has the root on its path, and a
+    command does not."""
+    assert not {module for _, module in imports(path)} & {"train", "release", "benchmarks", "tests"}
 
 
 def test_the_evaluate_library_is_not_shadowed():
