@@ -82,6 +82,10 @@ class Mano(Task):
     features = {
         "open_operators_state": "operators that still miss an argument, after this token",
         "ended_operators_state": "operators in the largest sub-expression that ends here; at `<ans>` in all; else 0",
+        "needed_operators_state": (
+            "those of them whose values one must have, as a product is 0 once one factor is: if a product has factors "
+            "of value 0, itself and what the cheapest of these needs"
+        ),
     }
     scoring = "the completion must be the value and `<eos>`"
     config: ManoConfig
@@ -104,9 +108,11 @@ class Mano(Task):
     def label(self, batch: Batch) -> Labels:
         total = len(batch.tokens)
         difficulty = np.empty(len(batch), np.int32)
-        height, opened, ended = np.zeros(total, np.float32), np.zeros(total, np.int32), np.zeros(total, np.int32)
-        _label(batch.tokens, batch.offsets, difficulty, height, opened, ended)
-        return Labels(difficulty, height, {"open_operators_state": opened, "ended_operators_state": ended})
+        height = np.zeros(total, np.float32)
+        opened, ended, needed = (np.zeros(total, np.int32) for _ in range(3))
+        _label(batch.tokens, batch.offsets, self.config.modulus, difficulty, height, opened, ended, needed)
+        features = (opened, ended, needed)
+        return Labels(difficulty, height, dict(zip(self.features, features, strict=True)))
 
     def check(self, prompt: list[int], completion: list[int]) -> str:
         expression = prompt[2:-1]
@@ -217,6 +223,16 @@ def _draw_expression(state: np.ndarray, size: int, modulus: int, pending: np.nda
 
 
 @compiled
+def _apply(operator: int, left: int, right: int, modulus: int) -> int:
+    """The value of an operator."""
+    if operator == PLUS:
+        return (left + right) % modulus
+    if operator == MINUS:
+        return (left - right) % modulus
+    return (left * right) % modulus
+
+
+@compiled
 def _evaluate(expression: np.ndarray, modulus: int, values: np.ndarray) -> int:
     """The value of a well-formed expression; `values`: room for a stack."""
     held = 0
@@ -226,50 +242,64 @@ def _evaluate(expression: np.ndarray, modulus: int, values: np.ndarray) -> int:
             values[held] = token - FIRST_NUMBER
             held += 1
             continue
-        left, right = values[held - 1], values[held - 2]
         held -= 1
-        if token == PLUS:
-            values[held - 1] = (left + right) % modulus
-        elif token == MINUS:
-            values[held - 1] = (left - right) % modulus
-        else:
-            values[held - 1] = (left * right) % modulus
+        values[held - 1] = _apply(token, values[held], values[held - 1], modulus)
     return values[0]
+
+
+@compiled
+def _count_needed(operator: int, left: int, left_needed: int, right: int, right_needed: int) -> int:
+    """Operators whose values one must have for that of `operator`, by its arguments' values and what these need."""
+    if operator == TIMES and left == 0 and right == 0:
+        return 1 + min(left_needed, right_needed)
+    if operator == TIMES and left == 0:
+        return 1 + left_needed
+    if operator == TIMES and right == 0:
+        return 1 + right_needed
+    return 1 + left_needed + right_needed
 
 
 @compiled
 def _label(
     tokens: np.ndarray,
     offsets: np.ndarray,
+    modulus: int,
     difficulty: np.ndarray,
     height: np.ndarray,
     opened: np.ndarray,
     ended: np.ndarray,
+    needed: np.ndarray,
 ) -> None:
-    """Fills the labels, reading left to right: a stack holds, for every open operator, its left argument once read."""
+    """Fills the labels, reading left to right: a stack holds every open operator, and its left argument once read."""
     longest = 0
     for row in range(len(difficulty)):
         longest = max(longest, offsets[row + 1] - offsets[row])
+    operator = np.empty(longest, np.int64)
     left_height, left_size = np.empty(longest, np.int64), np.empty(longest, np.int64)
+    left_value, left_needed = np.empty(longest, np.int64), np.empty(longest, np.int64)
     for row in range(len(difficulty)):
         depth = 0
-        whole_height, whole_size = 0, 0
+        whole_height, whole_size, whole_value, whole_needed = 0, 0, 0, 0
         for position in range(offsets[row] + 2, offsets[row + 1]):
             token = tokens[position]
             if token == ANSWER:
-                height[position], ended[position] = whole_height, whole_size
+                height[position], ended[position], needed[position] = whole_height, whole_size, whole_needed
                 break
             if token < FIRST_NUMBER:
-                left_height[depth] = -1
+                operator[depth], left_height[depth] = token, -1
                 depth += 1
             else:
-                whole_height, whole_size = 0, 0
+                whole_height, whole_size, whole_value, whole_needed = 0, 0, token - FIRST_NUMBER, 0
                 while depth and left_height[depth - 1] >= 0:
                     depth -= 1
+                    sign, left, least = operator[depth], left_value[depth], left_needed[depth]
                     whole_height = 1 + max(whole_height, left_height[depth])
                     whole_size += 1 + left_size[depth]
+                    whole_needed = _count_needed(sign, left, least, whole_value, whole_needed)
+                    whole_value = _apply(sign, left, whole_value, modulus)
                 if depth:
                     left_height[depth - 1], left_size[depth - 1] = whole_height, whole_size
-                height[position], ended[position] = whole_height, whole_size
+                    left_value[depth - 1], left_needed[depth - 1] = whole_value, whole_needed
+                height[position], ended[position], needed[position] = whole_height, whole_size, whole_needed
             opened[position] = depth
         difficulty[row] = whole_height

@@ -35,6 +35,13 @@ def value(tree, words, modulus):
     return {"+": left + right, "-": left - right, "*": left * right}[words[tree[0]]] % modulus
 
 
+def needed(tree, words, modulus):
+    if len(tree) == 3:
+        return 0
+    zeros = [side for side in tree[2:] if words[tree[0]] == "*" and value(side, words, modulus) == 0]
+    return 1 + (min if zeros else sum)(needed(side, words, modulus) for side in zeros or tree[2:])
+
+
 def subtrees(tree):
     yield tree
     if len(tree) == 4:
@@ -56,16 +63,19 @@ def test_values_and_labels_agree_with_a_recursive_evaluator(name):
         assert words[batch.answer_start[row] - 1] == "<ans>"
         assert labels.difficulty[row] == height(tree)
 
-        wanted_height, wanted_size = np.zeros(len(words)), np.zeros(len(words))
+        wanted_height, wanted_size, wanted_needed = (np.zeros(len(words)) for _ in range(3))
         for node in sorted(subtrees(tree), key=height):
             wanted_height[2 + node[1] - 1] = height(node)
             wanted_size[2 + node[1] - 1] = sum(len(inner) == 4 for inner in subtrees(node))
+            wanted_needed[2 + node[1] - 1] = needed(node, expression, task.config.modulus)
         for position, word in enumerate(expression):
             if word in "+-*":
                 assert wanted_height[2 + position] == 0
         wanted_height[-3], wanted_size[-3] = height(tree), operators
+        wanted_needed[-3] = needed(tree, expression, task.config.modulus)
         assert labels.token_difficulty[own].tolist() == wanted_height.tolist()
         assert labels.features["ended_operators_state"][own].tolist() == wanted_size.tolist()
+        assert labels.features["needed_operators_state"][own].tolist() == wanted_needed.tolist()
         opened = [
             sum(node[0] <= position < node[1] - 1 for node in subtrees(tree) if len(node) == 4)
             for position in range(len(expression))
