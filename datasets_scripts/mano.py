@@ -292,10 +292,10 @@ def _label(
                 whole_height, whole_size, whole_value, whole_needed = 0, 0, token - FIRST_NUMBER, 0
                 while depth and left_height[depth - 1] >= 0:
                     depth -= 1
-                    sign, left, least = operator[depth], left_value[depth], left_needed[depth]
+                    sign, left = operator[depth], left_value[depth]
                     whole_height = 1 + max(whole_height, left_height[depth])
                     whole_size += 1 + left_size[depth]
-                    whole_needed = _count_needed(sign, left, least, whole_value, whole_needed)
+                    whole_needed = _count_needed(sign, left, left_needed[depth], whole_value, whole_needed)
                     whole_value = _apply(sign, left, whole_value, modulus)
                 if depth:
                     left_height[depth - 1], left_size[depth - 1] = whole_height, whole_size
